@@ -1,0 +1,51 @@
+//! [`Element`]: batches and the control events that travel between them, in order, on one channel.
+
+use crate::data::Batch;
+
+/// "No row with an event time at or before this one is still to come", in milliseconds since the epoch
+/// (The Dataflow Model, section 2.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Watermark(pub i64);
+
+impl Watermark {
+    /// The watermark at the end of bounded input: nothing is late any more, everything is complete.
+    pub const MAX: Watermark = Watermark(i64::MAX);
+}
+
+/// A checkpoint barrier: the rows before it belong to checkpoint `id`, the rows after it do not
+/// (Flink paper, section 3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Barrier {
+    /// The checkpoint's number, rising.
+    pub id: u64,
+}
+
+/// What a channel carries. First in, first out on one channel; no order across channels.
+#[derive(Clone, Debug)]
+pub enum Element {
+    /// Rows.
+    Batch(Batch),
+    /// Progress of event time.
+    Watermark(Watermark),
+    /// A checkpoint's cut.
+    Barrier(Barrier),
+    /// The end of superstep `n` of an iteration.
+    SuperstepEnd(u64),
+    /// This channel has nothing to say for a while and must not hold back the watermark.
+    Idle,
+    /// This channel speaks again.
+    Active,
+    /// Nothing follows.
+    EndOfInput,
+}
+
+impl Element {
+    /// Bytes this element occupies in a queue; control events count as nothing, so that a full queue
+    /// never holds them up.
+    pub fn byte_size(&self) -> usize {
+        match self {
+            Element::Batch(batch) => batch.get_array_memory_size(),
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What the runtime lends an operator for the time of a call.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use datafusion::execution::TaskContext;
+use thalweg_memory::{Reservation, SpillDirectory};
+
+use crate::exchange::CancelToken;
+use crate::time::Clock;
+
+/// What the runtime lends an operator.
+pub struct Context {
+    /// The operator's name, e.g. `HashJoin [3]`.
+    pub operator: String,
+    /// Which subtask this is, from 0.
+    pub subtask: usize,
+    /// How many subtasks the vertex has.
+    pub parallelism: usize,
+    /// Rows that an output batch should have.
+    pub batch_size: usize,
+    /// For functions and scans of DataFusion.
+    pub task: Arc<TaskContext>,
+    /// Where I/O runs.
+    pub io: tokio::runtime::Handle,
+    /// Processing time.
+    pub clock: Arc<dyn Clock>,
+    /// The operator's share of the memory budget.
+    pub memory: Reservation,
+    /// Where the job's spill files go.
+    pub spill: Arc<SpillDirectory>,
+    /// What the operator counts.
+    pub metrics: Arc<OperatorMetrics>,
+    /// Set when the job is to end; long loops look at it.
+    pub cancel: CancelToken,
+}
+
+impl Context {
+    /// Books `bytes` in all (what the operator holds now) and keeps the metric.
+    ///
+    /// # Errors
+    /// When the budget is exhausted.
+    pub fn hold(&mut self, bytes: usize) -> crate::data::Result<()> {
+        self.memory.try_resize(bytes)?;
+        self.metrics.peak_memory_bytes.fetch_max(bytes as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Counters of one operator in one subtask.
+#[derive(Debug, Default)]
+pub struct OperatorMetrics {
+    /// Rows taken.
+    pub rows_in: AtomicU64,
+    /// Rows handed on.
+    pub rows_out: AtomicU64,
+    /// Batches handed on.
+    pub batches_out: AtomicU64,
+    /// Bytes handed on.
+    pub bytes_out: AtomicU64,
+    /// Nanoseconds inside the operator, without the operators after it.
+    pub busy_ns: AtomicU64,
+    /// The most bytes held at once.
+    pub peak_memory_bytes: AtomicU64,
+    /// Bytes written to spill files.
+    pub spilled_bytes: AtomicU64,
+}

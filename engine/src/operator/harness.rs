@@ -1,0 +1,118 @@
+//! Drives one operator in a test: push batches, end inputs, look at what came out. The context is the runtime's own.
+
+use std::sync::Arc;
+
+use arrow::compute::concat_batches;
+use arrow::datatypes::SchemaRef;
+use datafusion::execution::TaskContext;
+use thalweg_memory::{MemoryManager, SpillDirectory};
+
+use crate::data::{Batch, Result, Watermark};
+use crate::exchange::CancelToken;
+use crate::operator::{Collector, Context, Operator, OperatorMetrics, Port, ReadNext};
+use crate::time::ManualClock;
+
+/// What came out of an operator.
+#[derive(Default)]
+pub(crate) struct Collected {
+    pub(crate) batches: Vec<Batch>,
+    pub(crate) watermarks: Vec<Watermark>,
+}
+
+impl Collector for Collected {
+    fn collect(&mut self, batch: Batch) -> Result<()> {
+        assert!(batch.num_rows() > 0, "an operator handed on an empty batch");
+        if let Some(first) = self.batches.first() {
+            assert_eq!(first.schema(), batch.schema(), "an operator changed its schema");
+        }
+        self.batches.push(batch);
+        Ok(())
+    }
+
+    fn watermark(&mut self, watermark: Watermark) -> Result<()> {
+        assert!(self.watermarks.last().is_none_or(|last| *last <= watermark), "a watermark went back");
+        self.watermarks.push(watermark);
+        Ok(())
+    }
+
+    fn is_done(&self) -> bool {
+        false
+    }
+}
+
+/// One operator with its context and its output.
+pub(crate) struct Harness<O: Operator> {
+    pub(crate) operator: O,
+    pub(crate) context: Context,
+    pub(crate) output: Collected,
+    pub(crate) memory: MemoryManager,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl<O: Operator> Harness<O> {
+    pub(crate) fn new(operator: O) -> Self {
+        Self::with_memory(operator, usize::MAX)
+    }
+
+    pub(crate) fn with_memory(operator: O, budget_bytes: usize) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let memory = MemoryManager::new(budget_bytes);
+        let context = Context {
+            operator: "operator under test".into(),
+            subtask: 0,
+            parallelism: 1,
+            batch_size: 8192,
+            task: Arc::new(TaskContext::default()),
+            io: runtime.handle().clone(),
+            clock: Arc::new(ManualClock::default()),
+            memory: memory.reservation("operator under test"),
+            spill: Arc::new(SpillDirectory::new(std::env::temp_dir())),
+            metrics: Arc::new(OperatorMetrics::default()),
+            cancel: CancelToken::new(),
+        };
+        Self { operator, context, output: Collected::default(), memory, runtime }
+    }
+
+    /// Hands the operator a batch; fails the test when the operator would not read that port now.
+    pub(crate) fn push(&mut self, port: Port, batch: Batch) -> Result<()> {
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        if let ReadNext::Only(wanted) = self.operator.reads_next() {
+            assert_eq!(wanted, port, "the operator wants another input first");
+        }
+        self.operator.on_batch(port, batch, &mut self.context, &mut self.output)
+    }
+
+    pub(crate) fn end(&mut self, port: Port) -> Result<()> {
+        self.operator.on_end(port, &mut self.context, &mut self.output)
+    }
+
+    /// All rows so far as one batch.
+    pub(crate) fn rows(&self, schema: &SchemaRef) -> Batch {
+        concat_batches(schema, &self.output.batches).unwrap()
+    }
+
+    /// Runs the operator over whole inputs, port by port as it wants them, and gives back what came out.
+    pub(crate) fn run(mut self, inputs: Vec<Vec<Batch>>) -> Result<Vec<Batch>> {
+        let mut inputs: Vec<_> = inputs.into_iter().map(|batches| Some(batches.into_iter())).collect();
+        while inputs.iter().any(Option::is_some) {
+            let port = match self.operator.reads_next() {
+                ReadNext::Only(port) => port,
+                ReadNext::Any => inputs.iter().position(Option::is_some).unwrap(),
+            };
+            let input = inputs[port].as_mut().expect("the operator wants an input that has ended");
+            match input.next() {
+                Some(batch) => self.push(port, batch)?,
+                None => {
+                    inputs[port] = None;
+                    self.end(port)?;
+                }
+            }
+        }
+        let batches = std::mem::take(&mut self.output.batches);
+        drop(self.operator);
+        drop(self.runtime);
+        Ok(batches)
+    }
+}

@@ -1,0 +1,92 @@
+//! Operators: synchronous, single-threaded, vectorized.
+//!
+//! An operator is handed batches and control events by its subtask's loop and hands its output to a [`Collector`],
+//! which is the next operator of the chain or the output gate: the operator cannot tell which.
+
+mod context;
+mod expand;
+mod factory;
+mod filter;
+#[cfg(test)]
+pub(crate) mod harness;
+mod limit;
+mod project;
+mod scan;
+
+use crate::data::{Batch, EngineError, Result, Watermark};
+use crate::time::Timer;
+
+pub use context::{Context, OperatorMetrics};
+pub use factory::{build_operator, build_source};
+pub use scan::{Scan, SourceEvent, Splits};
+
+/// Which input of an operator an element came from.
+pub type Port = usize;
+
+/// Which input an operator wants to read next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadNext {
+    /// Whatever arrives first.
+    Any,
+    /// This input only (build before probe, merge of sorted inputs).
+    Only(Port),
+}
+
+/// Where an operator's output goes.
+pub trait Collector {
+    /// Hands on rows. Blocks while the consumer is behind: that is the back-pressure.
+    ///
+    /// # Errors
+    /// What the consumer fails with, or `Cancelled`.
+    fn collect(&mut self, batch: Batch) -> Result<()>;
+
+    /// Hands on the progress of event time.
+    ///
+    /// # Errors
+    /// As for `collect`.
+    fn watermark(&mut self, watermark: Watermark) -> Result<()>;
+
+    /// Whether nobody wants more rows (a limit is reached): the producer may stop early.
+    fn is_done(&self) -> bool;
+}
+
+/// One operator of a chain. Everything it keeps between calls it books on `cx.memory`.
+pub trait Operator: Send {
+    /// Takes a batch from `port`. Never called with zero rows.
+    ///
+    /// # Errors
+    /// Ends the job; the error is reported with the operator's name.
+    fn on_batch(&mut self, port: Port, batch: Batch, cx: &mut Context, out: &mut dyn Collector) -> Result<()>;
+
+    /// Event time has reached `watermark` on all inputs. Stateless operators hand it on.
+    ///
+    /// # Errors
+    /// As for `on_batch`.
+    fn on_watermark(&mut self, watermark: Watermark, _cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+        out.watermark(watermark)
+    }
+
+    /// A timer that the operator set has come due.
+    ///
+    /// # Errors
+    /// As for `on_batch`.
+    fn on_timer(&mut self, timer: Timer, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        Err(EngineError::Internal(format!("{} set no timer but was handed {timer:?}", cx.operator)))
+    }
+
+    /// `port` has ended. After the last port's end the operator emits what it still holds.
+    ///
+    /// # Errors
+    /// As for `on_batch`.
+    fn on_end(&mut self, port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()>;
+
+    /// Which input to read next; asked before each read.
+    fn reads_next(&self) -> ReadNext {
+        ReadNext::Any
+    }
+
+    /// Whether the operator wants no more input from any port (a limit is reached).
+    fn is_done(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,18 @@
+//! [`JobGraph`]: the dataflow as data. No closures, no threads: what travels from the planner to the
+//! runtime, and later from the client to the JobManager and to the TaskManagers.
+
+mod codec;
+mod expression;
+mod job_graph;
+mod specs;
+
+pub use codec::{decode_job_graph, encode_job_graph};
+pub use expression::{Aggregates, PhysicalPlan, ScalarExpr, SchemaSpec, SortKey};
+pub use job_graph::{
+    Edge, ExchangeMode, JobGraph, JobGraphError, MergeMode, Partitioning, Vertex, VertexId,
+};
+pub use specs::{
+    AggregateMode, AggregateSpec, CollectSpec, ExpandSpec, FilterSpec, HashJoinSpec, JoinFilterSpec,
+    LimitSpec, MergeSpec, NestedLoopJoinSpec, OperatorSpec, ProjectSpec, ScanSpec, SinkSpec, SortSpec,
+    WrappedSpec, input_placeholder,
+};

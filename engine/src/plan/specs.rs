@@ -1,0 +1,260 @@
+//! What each operator of a chain is told: plain data, one struct per operator.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use datafusion::common::{JoinSide, JoinType};
+use datafusion::physical_plan::ExecutionPlan;
+use serde::{Deserialize, Serialize};
+
+use crate::plan::codec::InputPlaceholder;
+use crate::plan::expression::{join_side_text, join_type_text};
+use crate::plan::{Aggregates, PhysicalPlan, ScalarExpr, SchemaSpec, SortKey};
+
+/// One operator of a vertex's chain.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum OperatorSpec {
+    /// Reads splits.
+    Scan(ScanSpec),
+    /// Keeps the rows for which a predicate is true.
+    Filter(FilterSpec),
+    /// Computes columns.
+    Project(ProjectSpec),
+    /// Emits each batch once per grouping set.
+    Expand(ExpandSpec),
+    /// Groups and aggregates.
+    Aggregate(AggregateSpec),
+    /// Joins on equal keys: input 0 is built, input 1 probes.
+    HashJoin(HashJoinSpec),
+    /// Joins on any predicate: input 0 is built, input 1 probes.
+    NestedLoopJoin(NestedLoopJoinSpec),
+    /// Sorts its input; with `fetch`, keeps the first rows only.
+    Sort(SortSpec),
+    /// Merges sorted inputs, one per upstream subtask.
+    Merge(MergeSpec),
+    /// Skips and limits.
+    Limit(LimitSpec),
+    /// A DataFusion operator of the long tail (unnest, OVER windows, inserts into foreign tables).
+    Wrapped(WrappedSpec),
+    /// Hands the result to the client.
+    Collect(CollectSpec),
+    /// Writes to a connector.
+    Sink(SinkSpec),
+}
+
+impl OperatorSpec {
+    /// Whether the operator reads splits rather than inputs.
+    pub fn is_source(&self) -> bool {
+        matches!(self, OperatorSpec::Scan(_))
+    }
+
+    /// The operator's name in plans, messages and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            OperatorSpec::Scan(_) => "Scan",
+            OperatorSpec::Filter(_) => "Filter",
+            OperatorSpec::Project(_) => "Project",
+            OperatorSpec::Expand(_) => "Expand",
+            OperatorSpec::Aggregate(spec) => match spec.mode {
+                AggregateMode::Partial => "PartialAggregate",
+                AggregateMode::Final => "FinalAggregate",
+                AggregateMode::Single => "Aggregate",
+            },
+            OperatorSpec::HashJoin(_) => "HashJoin",
+            OperatorSpec::NestedLoopJoin(_) => "NestedLoopJoin",
+            OperatorSpec::Sort(spec) if spec.fetch.is_some() => "TopN",
+            OperatorSpec::Sort(_) => "Sort",
+            OperatorSpec::Merge(_) => "Merge",
+            OperatorSpec::Limit(_) => "Limit",
+            OperatorSpec::Wrapped(_) => "Wrapped",
+            OperatorSpec::Collect(_) => "Collect",
+            OperatorSpec::Sink(_) => "Sink",
+        }
+    }
+}
+
+/// A source: each partition of `plan` is one split, handed to whichever subtask asks next.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ScanSpec {
+    /// The table's name, for messages.
+    pub table: String,
+    /// The scan; its partitions are the splits.
+    pub plan: PhysicalPlan,
+    /// Stop after this many rows per subtask.
+    pub limit: Option<usize>,
+}
+
+/// Keeps the rows for which `predicate` is true (not false, not NULL).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FilterSpec {
+    /// A boolean expression over the input.
+    pub predicate: ScalarExpr,
+    /// The input columns to hand on; all when `None`.
+    pub projection: Option<Vec<usize>>,
+}
+
+/// Computes one column per expression.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProjectSpec {
+    /// The expressions over the input.
+    pub exprs: Vec<ScalarExpr>,
+    /// The output's schema.
+    pub schema: SchemaSpec,
+}
+
+/// Emits each input batch once per projection (GROUPING SETS, CUBE and ROLLUP become a plain grouping this way).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExpandSpec {
+    /// The projections, all of one schema.
+    pub projections: Vec<Vec<ScalarExpr>>,
+    /// The output's schema.
+    pub schema: SchemaSpec,
+}
+
+/// Which part of an aggregation an operator does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AggregateMode {
+    /// Rows to group states: group columns followed by the aggregates' state columns. May pass rows on as
+    /// states of one row when grouping does not shrink them.
+    Partial,
+    /// States (as `Partial` emits them, in that column order) to results.
+    Final,
+    /// Rows to results.
+    Single,
+}
+
+/// Groups by `group_by` and aggregates. Without group columns, emits exactly one row in `Final` and `Single`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AggregateSpec {
+    /// Partial, final or single.
+    pub mode: AggregateMode,
+    /// The group expressions over the operator's own input (in `Final` these are columns `0..n`).
+    pub group_by: Vec<ScalarExpr>,
+    /// The aggregate functions with their filters; their argument expressions refer to the *raw* input.
+    pub aggregates: Aggregates,
+    /// The output's schema: group columns, then states (`Partial`) or results.
+    pub schema: SchemaSpec,
+}
+
+/// A residual condition of a join over columns of both sides.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinFilterSpec {
+    /// A boolean expression over `schema`.
+    pub expr: ScalarExpr,
+    /// Where each column of `schema` comes from: `Left` is the build side (input 0), `Right` the probe side (input 1).
+    #[serde(with = "join_side_text")]
+    pub columns: Vec<(JoinSide, usize)>,
+    /// The schema the expression refers to.
+    pub schema: SchemaSpec,
+}
+
+/// A hash join. Input 0 is the build side and the *left* of `join_type`; input 1 probes and is the *right*.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HashJoinSpec {
+    /// The join type, build side left.
+    #[serde(with = "join_type_text")]
+    pub join_type: JoinType,
+    /// The keys over the build side.
+    pub build_keys: Vec<ScalarExpr>,
+    /// The keys over the probe side, of the same types.
+    pub probe_keys: Vec<ScalarExpr>,
+    /// Whether NULL keys match each other (set operations, IS NOT DISTINCT FROM).
+    pub null_equals_null: bool,
+    /// `NOT IN`: only with `RightAnti` and one key. When the build side holds a NULL key nothing is emitted; a
+    /// probe row with a NULL key is emitted only when the build side is empty.
+    pub null_aware: bool,
+    /// The residual condition.
+    pub filter: Option<JoinFilterSpec>,
+    /// The columns to emit, as indices into the join's full output (build then probe columns, or one side's for
+    /// semi and anti joins, or one side's and the mark); all when `None`.
+    pub projection: Option<Vec<usize>>,
+    /// The build side's schema.
+    pub build_schema: SchemaSpec,
+    /// The probe side's schema.
+    pub probe_schema: SchemaSpec,
+    /// The output's schema, after `projection`.
+    pub schema: SchemaSpec,
+}
+
+/// A join without keys. Input 0 is the build side and the *left* of `join_type`; input 1 probes and is the *right*.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NestedLoopJoinSpec {
+    /// The join type, build side left.
+    #[serde(with = "join_type_text")]
+    pub join_type: JoinType,
+    /// The condition; `None` is a cross join.
+    pub filter: Option<JoinFilterSpec>,
+    /// As in [`HashJoinSpec::projection`].
+    pub projection: Option<Vec<usize>>,
+    /// The build side's schema.
+    pub build_schema: SchemaSpec,
+    /// The probe side's schema.
+    pub probe_schema: SchemaSpec,
+    /// The output's schema, after `projection`.
+    pub schema: SchemaSpec,
+}
+
+/// Sorts all input, emits at its end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SortSpec {
+    /// The order.
+    pub keys: Vec<SortKey>,
+    /// Keep only so many first rows.
+    pub fetch: Option<usize>,
+}
+
+/// Merges inputs that are sorted by `keys`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MergeSpec {
+    /// The order of every input and of the output.
+    pub keys: Vec<SortKey>,
+    /// Stop after so many rows.
+    pub fetch: Option<usize>,
+}
+
+/// Skips `skip` rows, then passes `fetch` rows.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct LimitSpec {
+    /// Rows to skip.
+    pub skip: usize,
+    /// Rows to pass; all when `None`.
+    pub fetch: Option<usize>,
+}
+
+/// A DataFusion plan over one [`input_placeholder`], fed with the operator's input.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WrappedSpec {
+    /// What it does, for plans and messages, e.g. `Window`.
+    pub label: String,
+    /// The plan; its only leaf is the placeholder.
+    pub plan: PhysicalPlan,
+}
+
+/// Hands the result to whoever runs the job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CollectSpec {
+    /// The result's schema.
+    pub schema: SchemaSpec,
+}
+
+/// Writes to a connector; emits one row per job with the count of rows written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SinkSpec {
+    /// The connector's name, e.g. `filesystem`.
+    pub connector: String,
+    /// Its options, as in `WITH (..)`.
+    pub options: BTreeMap<String, String>,
+    /// The schema of the rows.
+    pub schema: SchemaSpec,
+}
+
+/// The leaf of a [`WrappedSpec`]'s plan: stands for the operator's input of this schema, sorted by `order`.
+///
+/// # Errors
+/// When `order` does not fit the schema.
+pub fn input_placeholder(
+    schema: arrow::datatypes::SchemaRef,
+    order: &[SortKey],
+) -> crate::data::Result<Arc<dyn ExecutionPlan>> {
+    Ok(Arc::new(InputPlaceholder::try_new(schema, order)?))
+}
