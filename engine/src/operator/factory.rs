@@ -11,11 +11,11 @@ use crate::operator::scan::{Scan, Splits};
 use crate::operator::Operator;
 use crate::plan::OperatorSpec;
 
-/// Builds the operator of one subtask.
+/// Builds the operator of one subtask; `inputs` is the number of its inputs.
 ///
 /// # Errors
 /// When the spec is a source or a sink (the runtime builds those) or contradicts itself.
-pub fn build_operator(spec: &OperatorSpec) -> Result<Box<dyn Operator>> {
+pub fn build_operator(spec: &OperatorSpec, _inputs: usize) -> Result<Box<dyn Operator>> {
     Ok(match spec {
         OperatorSpec::Filter(spec) => Box::new(Filter::new(spec.clone())),
         OperatorSpec::Project(spec) => Box::new(Project::new(spec.clone())),

@@ -12,25 +12,16 @@ pub(crate) mod harness;
 mod limit;
 mod project;
 mod scan;
+mod sink;
 
 use crate::data::{Batch, EngineError, Result, Watermark};
 use crate::time::Timer;
 
+pub use crate::exchange::{Port, ReadNext};
 pub use context::{Context, OperatorMetrics};
 pub use factory::{build_operator, build_source};
 pub use scan::{Scan, SourceEvent, Splits};
-
-/// Which input of an operator an element came from.
-pub type Port = usize;
-
-/// Which input an operator wants to read next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadNext {
-    /// Whatever arrives first.
-    Any,
-    /// This input only (build before probe, merge of sorted inputs).
-    Only(Port),
-}
+pub use sink::{PreparedSink, Sink, SinkConnector, SinkJob, SinkWriter};
 
 /// Where an operator's output goes.
 pub trait Collector {

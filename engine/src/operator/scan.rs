@@ -70,6 +70,11 @@ impl Scan {
         }
     }
 
+    /// The plan whose partitions are the splits.
+    pub fn plan(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.plan
+    }
+
     /// Waits for the next batch, at most `patience`; decoding runs on the calling thread, I/O on the I/O runtime.
     ///
     /// # Errors
