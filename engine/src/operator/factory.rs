@@ -6,21 +6,27 @@ use crate::data::{EngineError, Result};
 use crate::operator::expand::Expand;
 use crate::operator::filter::Filter;
 use crate::operator::limit::Limit;
+use crate::operator::merge::Merge;
 use crate::operator::project::Project;
 use crate::operator::scan::{Scan, Splits};
+use crate::operator::sort::Sort;
+use crate::operator::wrapped::Wrapped;
 use crate::operator::Operator;
 use crate::plan::OperatorSpec;
 
-/// Builds the operator of one subtask.
+/// Builds the operator of one subtask; `inputs` is how many ports it has.
 ///
 /// # Errors
 /// When the spec is a source or a sink (the runtime builds those) or contradicts itself.
-pub fn build_operator(spec: &OperatorSpec) -> Result<Box<dyn Operator>> {
+pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Operator>> {
     Ok(match spec {
         OperatorSpec::Filter(spec) => Box::new(Filter::new(spec.clone())),
         OperatorSpec::Project(spec) => Box::new(Project::new(spec.clone())),
         OperatorSpec::Expand(spec) => Box::new(Expand::new(spec.clone())),
         OperatorSpec::Limit(spec) => Box::new(Limit::new(*spec)),
+        OperatorSpec::Sort(spec) => Box::new(Sort::new(spec.clone())),
+        OperatorSpec::Merge(spec) => Box::new(Merge::new(spec.clone(), inputs)),
+        OperatorSpec::Wrapped(spec) => Box::new(Wrapped::new(spec.clone())?),
         other => return Err(EngineError::Internal(format!("{} is not built here", other.name()))),
     })
 }

@@ -10,8 +10,11 @@ mod filter;
 #[cfg(test)]
 pub(crate) mod harness;
 mod limit;
+mod merge;
 mod project;
 mod scan;
+mod sort;
+mod wrapped;
 
 use crate::data::{Batch, EngineError, Result, Watermark};
 use crate::time::Timer;
