@@ -92,7 +92,7 @@ impl Merge {
             if self.pending.len() == cx.batch_size {
                 self.flush(cx, out)?;
             }
-            if exhausted {
+            if exhausted && self.rows_left > 0 {
                 return Ok(()); // the tree is replayed when the port's next batch or its end is there
             }
             self.tree.replay(port, &self.inputs);
@@ -182,8 +182,8 @@ impl Operator for Merge {
 
     fn reads_next(&self) -> ReadNext {
         match self.missing() {
-            Some(port) => ReadNext::Only(port),
-            None => ReadNext::Any,
+            Some(port) if self.inputs.len() > 1 && self.rows_left > 0 => ReadNext::Only(port),
+            _ => ReadNext::Any,
         }
     }
 

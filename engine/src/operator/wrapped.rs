@@ -1,6 +1,9 @@
 //! Wrapped: runs a plan of DataFusion as an operator. The plan's one leaf, a placeholder, becomes a [`Feed`] that
 //! yields what the operator is handed; the plan is polled from the operator's thread whenever there is something new.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
@@ -218,7 +221,6 @@ impl ExecutionPlan for Feed {
         Ok(TreeNodeRecursion::Continue)
     }
 
-    #[expect(deprecated, reason = "the trait still requires it")]
     fn with_new_children(
         self: Arc<Self>,
         _children: Vec<Arc<dyn ExecutionPlan>>,

@@ -541,6 +541,16 @@ fn merge_asks_for_the_input_it_misses_and_stops_early() {
 }
 
 #[test]
+fn merge_hands_on_the_last_rows_of_a_fetch_that_ends_with_a_batch() {
+    let keys = sort_keys(&[(1, false, false)], &schema());
+    let mut harness = Harness::new(Merge::new(MergeSpec { keys, fetch: Some(1) }, 2));
+    harness.push(0, batch_of(&[row(0, Some(1))])).unwrap();
+    harness.push(1, batch_of(&[row(1, Some(2))])).unwrap();
+    assert!(harness.operator.is_done());
+    assert_eq!(ints(&harness.rows(&schema())), [Some(1)]);
+}
+
+#[test]
 fn equal_rows_are_merged_in_the_order_of_the_ports() {
     let keys = sort_keys(&[(1, false, false)], &schema());
     let merge = Merge::new(MergeSpec { keys, fetch: None }, 3);
