@@ -43,7 +43,11 @@ struct Prober {
 impl NestedLoopJoin {
     /// A join as `spec` says.
     pub(super) fn new(spec: NestedLoopJoinSpec) -> Self {
-        Self { spec, phase: Phase::Start, output: None }
+        Self {
+            spec,
+            phase: Phase::Start,
+            output: None,
+        }
     }
 
     fn start(&mut self) -> Result<()> {
@@ -54,7 +58,13 @@ impl NestedLoopJoin {
         let build_width = spec.build_schema.0.fields().len();
         let probe_width = spec.probe_schema.0.fields().len();
         let projection = spec.projection.as_deref();
-        let layout = Layout::new(spec.join_type, build_width, probe_width, projection, spec.schema.0.clone())?;
+        let layout = Layout::new(
+            spec.join_type,
+            build_width,
+            probe_width,
+            projection,
+            spec.schema.0.clone(),
+        )?;
         let kept = layout.build_columns(spec.filter.as_ref());
         self.phase = Phase::Build(Collected::new(spec.build_schema.0.clone(), kept, 0));
         self.output = Some(Output::new(layout));
@@ -62,7 +72,9 @@ impl NestedLoopJoin {
     }
 
     fn output(&mut self) -> Result<&mut Output> {
-        self.output.as_mut().ok_or_else(|| EngineError::Internal("the join has not started".into()))
+        self.output
+            .as_mut()
+            .ok_or_else(|| EngineError::Internal("the join has not started".into()))
     }
 }
 
@@ -87,10 +99,15 @@ impl Operator for NestedLoopJoin {
                 }
                 let visited = visits_build(join_type).then(|| Marks::new(rows));
                 let marks_bytes = visited.as_ref().map_or(0, |_| Marks::memory_bytes(rows));
-                self.phase = Phase::Probe(Prober { rows: collected.finish(marks_bytes, cx)?, visited });
+                self.phase = Phase::Probe(Prober {
+                    rows: collected.finish(marks_bytes, cx)?,
+                    visited,
+                });
                 Ok(())
             }
-            (Phase::Build(_), _) => Err(EngineError::Internal("the probe side ended before the build side".into())),
+            (Phase::Build(_), _) => Err(EngineError::Internal(
+                "the probe side ended before the build side".into(),
+            )),
             (Phase::Probe(prober), BUILD) => {
                 self.phase = Phase::Probe(prober);
                 Ok(())
@@ -109,7 +126,11 @@ impl Operator for NestedLoopJoin {
     }
 
     fn reads_next(&self) -> ReadNext {
-        ReadNext::Only(if matches!(self.phase, Phase::Start | Phase::Build(_)) { BUILD } else { 1 })
+        ReadNext::Only(if matches!(self.phase, Phase::Start | Phase::Build(_)) {
+            BUILD
+        } else {
+            1
+        })
     }
 
     fn is_done(&self) -> bool {
@@ -131,7 +152,10 @@ impl Prober {
             Some(filter) => self.judge(filter, join_type, batch, output, cx, out)?,
             None => self.cross(join_type, batch, output, cx, out)?,
         };
-        let sides = Sides { build: &self.rows, probe: Some(batch) };
+        let sides = Sides {
+            build: &self.rows,
+            probe: Some(batch),
+        };
         match join_type {
             JoinType::Right | JoinType::Full | JoinType::RightAnti => output.probe_where(sides, &!&matched, cx, out),
             JoinType::RightSemi => output.probe_where(sides, &matched, cx, out),
@@ -157,7 +181,10 @@ impl Prober {
         {
             (0..build_rows).for_each(|row| visited.set(row));
         }
-        let sides = Sides { build: &self.rows, probe: Some(batch) };
+        let sides = Sides {
+            build: &self.rows,
+            probe: Some(batch),
+        };
         if emits_pairs(join_type) && output.is_bare() {
             output.bare(build_rows * probe_rows, cx, out)?;
         } else if emits_pairs(join_type) {
@@ -184,7 +211,10 @@ impl Prober {
         out: &mut dyn Collector,
     ) -> Result<BooleanBuffer> {
         let probe_rows = batch.num_rows();
-        let sides = Sides { build: &self.rows, probe: Some(batch) };
+        let sides = Sides {
+            build: &self.rows,
+            probe: Some(batch),
+        };
         let one_match_is_enough = !emits_pairs(join_type) && self.visited.is_none();
         let mut matched = Marks::new(probe_rows);
         let mut matched_rows = 0;
@@ -235,7 +265,10 @@ impl Piece {
 
     fn build(&self) -> Selection {
         if self.probe_rows == 1 {
-            return Selection::Slice { start: self.start, len: self.len };
+            return Selection::Slice {
+                start: self.start,
+                len: self.len,
+            };
         }
         let (mut row, mut probe) = self.pair(0);
         let mut rows = Vec::with_capacity(self.len);
@@ -250,7 +283,10 @@ impl Piece {
     fn probe(&self) -> Selection {
         let (_, first) = self.pair(0);
         if first + self.len <= self.probe_rows {
-            return Selection::Slice { start: first, len: self.len };
+            return Selection::Slice {
+                start: first,
+                len: self.len,
+            };
         }
         let mut rows = Vec::with_capacity(self.len);
         let mut start = first;
@@ -274,8 +310,17 @@ struct Pieces {
 impl Pieces {
     fn new(build_rows: usize, probe_rows: usize, batch_size: usize) -> Self {
         // Whole build rows where they fit, so that no piece begins in the middle of one for nothing.
-        let piece_rows = if probe_rows <= batch_size { batch_size - batch_size % probe_rows.max(1) } else { batch_size };
-        Self { probe_rows, next: 0, end: build_rows * probe_rows, piece_rows: piece_rows.max(1) }
+        let piece_rows = if probe_rows <= batch_size {
+            batch_size - batch_size % probe_rows.max(1)
+        } else {
+            batch_size
+        };
+        Self {
+            probe_rows,
+            next: 0,
+            end: build_rows * probe_rows,
+            piece_rows: piece_rows.max(1),
+        }
     }
 }
 
@@ -289,8 +334,16 @@ impl Iterator for Pieces {
         let start = self.next;
         // Within a build row when the probe batch is larger than a piece, so that the probe columns are slices.
         let in_row = self.probe_rows - start % self.probe_rows;
-        let len = if self.probe_rows > self.piece_rows { self.piece_rows.min(in_row) } else { self.piece_rows };
+        let len = if self.probe_rows > self.piece_rows {
+            self.piece_rows.min(in_row)
+        } else {
+            self.piece_rows
+        };
         self.next = self.end.min(start + len);
-        Some(Piece { probe_rows: self.probe_rows, start, len: self.next - start })
+        Some(Piece {
+            probe_rows: self.probe_rows,
+            start,
+            len: self.next - start,
+        })
     }
 }

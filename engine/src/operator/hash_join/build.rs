@@ -48,7 +48,11 @@ impl Collected {
                 u32::MAX
             )));
         }
-        let columns = self.kept.iter().map(|column| Arc::clone(batch.column(*column))).chain(extra);
+        let columns = self
+            .kept
+            .iter()
+            .map(|column| Arc::clone(batch.column(*column)))
+            .chain(extra);
         for ((array, chunks), booked) in columns.zip(&mut self.chunks).zip(&mut self.booked) {
             *booked += new_bytes(&array.to_data(), &mut self.seen_buffers);
             chunks.push(array);
@@ -88,9 +92,11 @@ impl Collected {
             self.booked[position] = whole.memory_bytes();
             columns[*column] = Some(whole);
         }
-        let bytes = self.bytes();
-        cx.hold(bytes + other_bytes)?;
-        Ok(BuildRows { columns, rows: self.rows, bytes })
+        cx.hold(self.bytes() + other_bytes)?;
+        Ok(BuildRows {
+            columns,
+            rows: self.rows,
+        })
     }
 }
 
@@ -104,25 +110,24 @@ fn new_bytes(data: &ArrayData, seen: &mut HashSet<usize>) -> usize {
             bytes += buffer.capacity();
         }
     }
-    bytes + data.child_data().iter().map(|child| new_bytes(child, seen)).sum::<usize>()
+    bytes
+        + data
+            .child_data()
+            .iter()
+            .map(|child| new_bytes(child, seen))
+            .sum::<usize>()
 }
 
 /// The build side after its end; the columns nobody needs are `None`.
 pub(in crate::operator) struct BuildRows {
     columns: Vec<Option<BuildColumn>>,
     rows: usize,
-    bytes: usize,
 }
 
 impl BuildRows {
     /// How many.
     pub(in crate::operator) fn len(&self) -> usize {
         self.rows
-    }
-
-    /// Bytes kept.
-    pub(in crate::operator) fn memory_bytes(&self) -> usize {
-        self.bytes
     }
 
     /// Rows of column `index`.
@@ -141,7 +146,10 @@ impl BuildRows {
 enum BuildColumn {
     Whole(ArrayRef),
     /// Too large for one array of its type (more than 2 GB of strings). The last chunk is one NULL.
-    Chunks { arrays: Vec<ArrayRef>, starts: Vec<usize> },
+    Chunks {
+        arrays: Vec<ArrayRef>,
+        starts: Vec<usize>,
+    },
 }
 
 /// String views of more buffers than this are compacted: each gathered batch shares, and so counts, every buffer.
@@ -152,7 +160,10 @@ impl BuildColumn {
         if chunks.len() < 2 {
             return Ok(Self::Whole(chunks.pop().unwrap_or_else(|| new_empty_array(data_type))));
         }
-        let bytes: usize = chunks.iter().map(|c| c.to_data().get_slice_memory_size().unwrap_or(0)).sum();
+        let bytes: usize = chunks
+            .iter()
+            .map(|c| c.to_data().get_slice_memory_size().unwrap_or(0))
+            .sum();
         if bytes <= i32::MAX as usize || !has_small_offsets(data_type) {
             let refs: Vec<&dyn Array> = chunks.iter().map(AsRef::as_ref).collect();
             // A dictionary may still be unable to number the values of all chunks.
@@ -190,7 +201,10 @@ impl BuildColumn {
         let null = (arrays.len() - 1, 0);
         let places: Vec<(usize, usize)> = match rows {
             Selection::Slice { start, len } => (*start..start + len).map(place).collect(),
-            Selection::Take(rows) => rows.iter().map(|row| row.map_or(null, |row| place(row as usize))).collect(),
+            Selection::Take(rows) => rows
+                .iter()
+                .map(|row| row.map_or(null, |row| place(row as usize)))
+                .collect(),
             Selection::Nulls(len) => vec![null; *len],
         };
         let refs: Vec<&dyn Array> = arrays.iter().map(AsRef::as_ref).collect();

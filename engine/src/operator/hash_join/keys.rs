@@ -64,7 +64,11 @@ enum Form {
     /// One column that fills the word, sign-extended.
     One,
     /// Each column's bits, shifted into word 0 (`words == 1`) or words 0 and 1; `first` columns go to word 0.
-    Packed { widths: Vec<u32>, first: usize, words: usize },
+    Packed {
+        widths: Vec<u32>,
+        first: usize,
+        words: usize,
+    },
     /// One column of 128 bits.
     OneWide,
     /// Hashes.
@@ -76,8 +80,16 @@ impl KeyShape {
     pub(super) fn new(types: Vec<DataType>, null_equals_null: bool) -> Self {
         let types: Vec<_> = types.into_iter().map(plain_type).collect();
         // NULL has no bit pattern of its own in a packed key, so NULLs that match go the way of the hashes.
-        let form = if null_equals_null { Form::Hashed } else { Form::of(&types) };
-        Self { types, form, null_equals_null }
+        let form = if null_equals_null {
+            Form::Hashed
+        } else {
+            Form::of(&types)
+        };
+        Self {
+            types,
+            form,
+            null_equals_null,
+        }
     }
 
     /// The types of the keys, without their encodings.
@@ -96,7 +108,11 @@ impl KeyShape {
 
     /// The key's type when there is one key.
     pub(super) fn only_type(&self) -> Option<&DataType> {
-        if let [only] = self.types.as_slice() { Some(only) } else { None }
+        if let [only] = self.types.as_slice() {
+            Some(only)
+        } else {
+            None
+        }
     }
 
     /// Evaluates key expressions to plain columns of the shape's types.
@@ -105,7 +121,11 @@ impl KeyShape {
         for (expr, data_type) in exprs.iter().zip(&self.types) {
             let array = expr.expr.evaluate(batch)?.into_array(batch.num_rows())?;
             // Dictionaries become values; a planner that let a cast slip is forgiven.
-            columns.push(if array.data_type() == data_type { array } else { cast(&array, data_type)? });
+            columns.push(if array.data_type() == data_type {
+                array
+            } else {
+                cast(&array, data_type)?
+            });
         }
         Ok(columns)
     }
@@ -118,11 +138,18 @@ impl KeyShape {
             let all: Vec<_> = arrays.iter().map(|array| array.logical_nulls()).collect();
             NullBuffer::union_many(all.iter().map(Option::as_ref)).filter(|nulls| nulls.null_count() > 0)
         };
-        let mut columns = KeyColumns { columns: Vec::new(), nulls_match: self.null_equals_null };
+        let mut columns = KeyColumns {
+            columns: Vec::new(),
+            nulls_match: self.null_equals_null,
+        };
         let words = match &self.form {
             Form::One => Words::Narrow(narrow(&arrays[0])?.unwrap_or_default()),
             Form::OneWide => Words::Wide(wide(&arrays[0]).unwrap_or_default()),
-            Form::Packed { widths, first, words: 1 } => {
+            Form::Packed {
+                widths,
+                first,
+                words: 1,
+            } => {
                 debug_assert_eq!(*first, widths.len());
                 Words::Narrow(pack(arrays, widths, rows)?)
             }
@@ -153,7 +180,10 @@ impl KeyShape {
             _ => None,
         };
         let widened = match &large {
-            Some(large) => chunks.iter().map(|chunk| Ok(cast(chunk, large)?)).collect::<Result<Vec<_>>>()?,
+            Some(large) => chunks
+                .iter()
+                .map(|chunk| Ok(cast(chunk, large)?))
+                .collect::<Result<Vec<_>>>()?,
             None => chunks.to_vec(),
         };
         let refs: Vec<&dyn Array> = widened.iter().map(AsRef::as_ref).collect();
@@ -163,7 +193,9 @@ impl KeyShape {
 
 impl Form {
     fn of(types: &[DataType]) -> Self {
-        let Some(widths) = types.iter().map(bits).collect::<Option<Vec<u32>>>() else { return Form::Hashed };
+        let Some(widths) = types.iter().map(bits).collect::<Option<Vec<u32>>>() else {
+            return Form::Hashed;
+        };
         match widths.as_slice() {
             [128] => return Form::OneWide,
             [_] => return Form::One,
@@ -180,8 +212,16 @@ impl Form {
         let rest: u32 = widths[first..].iter().sum();
         match (first, rest) {
             (0, _) => Form::Hashed,
-            (_, 0) => Form::Packed { widths, first, words: 1 },
-            (_, 1..=64) => Form::Packed { widths, first, words: 2 },
+            (_, 0) => Form::Packed {
+                widths,
+                first,
+                words: 1,
+            },
+            (_, 1..=64) => Form::Packed {
+                widths,
+                first,
+                words: 2,
+            },
             _ => Form::Hashed,
         }
     }
@@ -216,7 +256,11 @@ fn pack(arrays: &[ArrayRef], widths: &[u32], rows: usize) -> Result<Vec<u64>> {
     for (array, width) in arrays.iter().zip(widths) {
         let values = narrow(array)?.unwrap_or_default();
         // A width of 64 is alone in its word: shifting out all 64 bits is what a left shift by 64 would mean.
-        let (shift, mask) = if *width == 64 { (0, u64::MAX) } else { (*width, (1u64 << *width) - 1) };
+        let (shift, mask) = if *width == 64 {
+            (0, u64::MAX)
+        } else {
+            (*width, (1u64 << *width) - 1)
+        };
         for (packed, value) in packed.iter_mut().zip(values) {
             *packed = (*packed << shift) | (value & mask);
         }
@@ -265,7 +309,10 @@ fn wide(array: &ArrayRef) -> Option<Vec<Wide>> {
         DataType::Interval(IntervalUnit::MonthDayNano) => {
             let values = array.as_primitive::<IntervalMonthDayNanoType>().values();
             let months_days = |months: i32, days: i32| (u64::from(months as u32) << 32) | u64::from(days as u32);
-            values.iter().map(|v| [months_days(v.months, v.days), v.nanoseconds as u64]).collect()
+            values
+                .iter()
+                .map(|v| [months_days(v.months, v.days), v.nanoseconds as u64])
+                .collect()
         }
         _ => return None,
     })
@@ -273,7 +320,12 @@ fn wide(array: &ArrayRef) -> Option<Vec<Wide>> {
 
 #[inline]
 fn words<T: ArrowPrimitiveType>(array: &ArrayRef, word: impl Fn(T::Native) -> u64) -> Vec<u64> {
-    array.as_primitive::<T>().values().iter().map(|value| word(*value)).collect()
+    array
+        .as_primitive::<T>()
+        .values()
+        .iter()
+        .map(|value| word(*value))
+        .collect()
 }
 
 fn canonical(value: f32) -> f32 {
@@ -451,7 +503,12 @@ fn canonical_nested(array: &ArrayRef) -> Result<ArrayRef> {
         let list: &GenericListArray<O> = array.as_list::<O>();
         let values = canonical_nested(list.values())?;
         let nulls = list.nulls().cloned();
-        Ok(Arc::new(GenericListArray::<O>::try_new(Arc::clone(field), list.offsets().clone(), values, nulls)?))
+        Ok(Arc::new(GenericListArray::<O>::try_new(
+            Arc::clone(field),
+            list.offsets().clone(),
+            values,
+            nulls,
+        )?))
     }
     Ok(match array.data_type() {
         DataType::Float32 => Arc::new(array.as_primitive::<Float32Type>().unary::<_, Float32Type>(canonical)),
@@ -461,13 +518,27 @@ fn canonical_nested(array: &ArrayRef) -> Result<ArrayRef> {
         DataType::FixedSizeList(field, size) => {
             let list = array.as_fixed_size_list();
             let values = canonical_nested(list.values())?;
-            Arc::new(FixedSizeListArray::try_new(Arc::clone(field), *size, values, list.nulls().cloned())?)
+            Arc::new(FixedSizeListArray::try_new(
+                Arc::clone(field),
+                *size,
+                values,
+                list.nulls().cloned(),
+            )?)
         }
         DataType::Struct(fields) => {
             let parts = array.as_struct();
-            let columns = parts.columns().iter().map(canonical_nested).collect::<Result<Vec<_>>>()?;
+            let columns = parts
+                .columns()
+                .iter()
+                .map(canonical_nested)
+                .collect::<Result<Vec<_>>>()?;
             let nulls = parts.nulls().cloned();
-            Arc::new(StructArray::try_new_with_length(fields.clone(), columns, nulls, array.len())?)
+            Arc::new(StructArray::try_new_with_length(
+                fields.clone(),
+                columns,
+                nulls,
+                array.len(),
+            )?)
         }
         _ => Arc::clone(array),
     })

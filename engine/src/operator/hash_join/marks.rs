@@ -45,7 +45,10 @@ impl Marks {
 
 /// Whether output rows are pairs of a build and a probe row.
 pub(in crate::operator) fn emits_pairs(join_type: JoinType) -> bool {
-    matches!(join_type, JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full)
+    matches!(
+        join_type,
+        JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full
+    )
 }
 
 /// Whether the join must know at its end which build rows matched.
@@ -63,7 +66,10 @@ pub(in crate::operator) fn keeps_unmatched_probe(join_type: JoinType) -> bool {
 
 /// Whether no probe row can bring output when nothing on the build side can match and no build row awaits the end.
 pub(in crate::operator) fn needs_build(join_type: JoinType) -> bool {
-    !matches!(join_type, JoinType::Right | JoinType::Full | JoinType::RightAnti | JoinType::RightMark)
+    !matches!(
+        join_type,
+        JoinType::Right | JoinType::Full | JoinType::RightAnti | JoinType::RightMark
+    )
 }
 
 /// What the probe side's end brings: the build rows that matched, or did not, or all with their marks.

@@ -14,7 +14,7 @@ pub(super) mod output;
 mod probe;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use datafusion::common::{JoinType, ScalarValue};
 
@@ -55,11 +55,15 @@ impl HashJoin {
     /// When the spec contradicts itself.
     pub(super) fn new(spec: HashJoinSpec) -> Result<Self> {
         if spec.build_keys.is_empty() || spec.build_keys.len() != spec.probe_keys.len() {
-            return Err(EngineError::Internal("a hash join needs as many probe keys as build keys, and one".into()));
+            return Err(EngineError::Internal(
+                "a hash join needs as many probe keys as build keys, and one".into(),
+            ));
         }
         let one_plain_key = spec.build_keys.len() == 1 && spec.filter.is_none() && !spec.null_equals_null;
         if spec.null_aware && !(spec.join_type == JoinType::RightAnti && one_plain_key) {
-            return Err(EngineError::Internal("a null-aware join is a RightAnti join on one key alone".into()));
+            return Err(EngineError::Internal(
+                "a null-aware join is a RightAnti join on one key alone".into(),
+            ));
         }
         let (build_schema, probe_schema) = (&spec.build_schema.0, &spec.probe_schema.0);
         let types = spec.build_keys.iter().map(|key| Ok(key.expr.data_type(build_schema)?));
@@ -73,12 +77,20 @@ impl HashJoin {
         )?;
         let kept = layout.build_columns(spec.filter.as_ref());
         let collected = Collected::new(build_schema.clone(), kept, spec.build_keys.len());
-        Ok(Self { shape, phase: Phase::Build(collected), output: Output::new(layout), spec })
+        Ok(Self {
+            shape,
+            phase: Phase::Build(collected),
+            output: Output::new(layout),
+            spec,
+        })
     }
 
     /// Least and greatest build key, when there is one key of an integer-like type and the build side has ended: no
     /// probe row outside can match.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for filters pushed into the probe side's scan"))]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for filters pushed into the probe side's scan")
+    )]
     pub(super) fn build_bounds(&self) -> Option<(ScalarValue, ScalarValue)> {
         let Phase::Probe(prober) = &self.phase else { return None };
         let (min, max) = prober.table.bounds?;
@@ -93,7 +105,11 @@ impl HashJoin {
         };
         // Words are ordered as signed; unsigned keys beyond the signed range have no order here.
         let ordered = min >= 0 || !data_type.is_unsigned_integer();
-        if ordered && !data_type.is_decimal() { Some((scalar(min)?, scalar(max)?)) } else { None }
+        if ordered && !data_type.is_decimal() {
+            Some((scalar(min)?, scalar(max)?))
+        } else {
+            None
+        }
     }
 
     /// The build side has ended: builds the table.
@@ -125,12 +141,15 @@ impl HashJoin {
             Marks::new(rows)
         });
         let rows = collected.finish(bytes, cx)?;
-        Ok(Phase::Probe(Prober { rows, table, visited, has_null_key }))
+        Ok(Phase::Probe(Prober { rows, table, visited }))
     }
 
     /// Whether no output can come from `rows` build rows of which none can match.
     fn is_idle_without_matches(&self, rows: usize) -> bool {
-        let awaits_end = matches!(self.spec.join_type, JoinType::Left | JoinType::LeftAnti | JoinType::LeftMark);
+        let awaits_end = matches!(
+            self.spec.join_type,
+            JoinType::Left | JoinType::LeftAnti | JoinType::LeftMark
+        );
         needs_build(self.spec.join_type) && !(awaits_end && rows > 0)
     }
 }
@@ -157,7 +176,9 @@ impl Operator for HashJoin {
                 self.phase = self.build(collected, cx)?;
                 Ok(())
             }
-            (Phase::Build(_), _) => Err(EngineError::Internal("the probe side ended before the build side".into())),
+            (Phase::Build(_), _) => Err(EngineError::Internal(
+                "the probe side ended before the build side".into(),
+            )),
             (Phase::Probe(prober), BUILD) => {
                 self.phase = Phase::Probe(prober);
                 Ok(())
@@ -176,7 +197,11 @@ impl Operator for HashJoin {
     }
 
     fn reads_next(&self) -> ReadNext {
-        ReadNext::Only(if matches!(self.phase, Phase::Build(_)) { BUILD } else { 1 })
+        ReadNext::Only(if matches!(self.phase, Phase::Build(_)) {
+            BUILD
+        } else {
+            1
+        })
     }
 
     fn is_done(&self) -> bool {

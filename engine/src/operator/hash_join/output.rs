@@ -116,7 +116,9 @@ impl Layout {
             Source::Probe(_) | Source::Mark => None,
         });
         let filter = filter.iter().flat_map(|filter| &filter.columns);
-        let filter = filter.filter(|(side, _)| *side == JoinSide::Left).map(|(_, column)| *column);
+        let filter = filter
+            .filter(|(side, _)| *side == JoinSide::Left)
+            .map(|(_, column)| *column);
         let mut columns: Vec<usize> = output.chain(filter).collect();
         columns.sort_unstable();
         columns.dedup();
@@ -130,11 +132,17 @@ impl Layout {
                 Source::Build(column) => sides.build.gather(*column, build)?,
                 Source::Probe(_) if sides.probe.is_none() => new_null_array(field.data_type(), probe.len()),
                 Source::Probe(column) => sides.probe(*column, probe)?,
-                Source::Mark => mark.cloned().ok_or_else(|| EngineError::Internal("no mark was computed".into()))?,
+                Source::Mark => mark
+                    .cloned()
+                    .ok_or_else(|| EngineError::Internal("no mark was computed".into()))?,
             });
         }
         let options = RecordBatchOptions::new().with_row_count(Some(build.len()));
-        Ok(Batch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
+        Ok(Batch::try_new_with_options(
+            Arc::clone(&self.schema),
+            columns,
+            &options,
+        )?)
     }
 }
 
@@ -149,7 +157,11 @@ pub(in crate::operator) struct Output {
 
 impl Output {
     pub(in crate::operator) fn new(layout: Layout) -> Self {
-        Self { layout, coalescer: None, bare_rows: 0 }
+        Self {
+            layout,
+            coalescer: None,
+            bare_rows: 0,
+        }
     }
 
     /// Whether rows are all that is asked for (`count(*)`).
@@ -277,7 +289,8 @@ impl Output {
 
     fn coalescer(&mut self, cx: &Context) -> &mut BatchCoalescer {
         let schema = &self.layout.schema;
-        self.coalescer.get_or_insert_with(|| BatchCoalescer::new(Arc::clone(schema), cx.batch_size))
+        self.coalescer
+            .get_or_insert_with(|| BatchCoalescer::new(Arc::clone(schema), cx.batch_size))
     }
 
     fn completed(&mut self, out: &mut dyn Collector) -> Result<()> {
@@ -303,7 +316,11 @@ impl Output {
 
     fn bare_batch(&self, rows: usize) -> Result<Batch> {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        Ok(Batch::try_new_with_options(Arc::clone(&self.layout.schema), vec![], &options)?)
+        Ok(Batch::try_new_with_options(
+            Arc::clone(&self.layout.schema),
+            vec![],
+            &options,
+        )?)
     }
 
     /// Hands on what is still gathered up.
@@ -350,5 +367,9 @@ pub(in crate::operator) fn satisfied(
     let mask = mask
         .as_boolean_opt()
         .ok_or_else(|| EngineError::Internal(format!("the join condition {} is not boolean", filter.expr)))?;
-    Ok(if mask.null_count() > 0 { prep_null_mask_filter(mask) } else { mask.clone() })
+    Ok(if mask.null_count() > 0 {
+        prep_null_mask_filter(mask)
+    } else {
+        mask.clone()
+    })
 }

@@ -26,8 +26,6 @@ pub(super) struct Prober {
     pub(super) table: Table,
     /// The build rows that matched, when the join type asks.
     pub(super) visited: Option<Marks>,
-    /// Some build key is NULL (asked for by NOT IN).
-    pub(super) has_null_key: bool,
 }
 
 impl Prober {
@@ -51,7 +49,10 @@ impl Prober {
         if let Some(visited) = &mut self.visited {
             visit(visited, &self.table, &runs);
         }
-        let sides = Sides { build: &self.rows, probe: Some(batch) };
+        let sides = Sides {
+            build: &self.rows,
+            probe: Some(batch),
+        };
         let hits = || BooleanBuffer::collect_bool(runs.len(), |i| runs[i].len != 0);
         match spec.join_type {
             JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => {
@@ -73,7 +74,11 @@ impl Prober {
             }
             JoinType::RightSemi => output.probe_where(sides, &hits(), cx, out),
             JoinType::RightAnti => {
-                let nulls = if spec.null_aware && self.rows.len() > 0 { keys.nulls.as_ref() } else { None };
+                let nulls = if spec.null_aware && self.rows.len() > 0 {
+                    keys.nulls.as_ref()
+                } else {
+                    None
+                };
                 output.probe_where(sides, &unmatched(&hits(), nulls), cx, out)
             }
             JoinType::RightMark => output.marked(sides, &hits(), cx, out),
@@ -81,7 +86,10 @@ impl Prober {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call, and a struct of them would be another name for it")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call, and a struct of them would be another name for it"
+    )]
     fn join_filtered(
         &mut self,
         join_type: JoinType,
@@ -92,7 +100,10 @@ impl Prober {
         cx: &Context,
         out: &mut dyn Collector,
     ) -> Result<()> {
-        let sides = Sides { build: &self.rows, probe: Some(batch) };
+        let sides = Sides {
+            build: &self.rows,
+            probe: Some(batch),
+        };
         let unique = self.table.is_unique;
         let all_matches = emits_pairs(join_type) || visits_build(join_type);
         let mut matched = Marks::new(runs.len());
@@ -121,8 +132,11 @@ impl Prober {
             }
             if emits_pairs(join_type) && !pairs.build.is_empty() {
                 // When all pairs passed, what was gathered for the condition serves again.
-                let (build, probe) =
-                    if pairs.build.len() == mask.len() { (build, probe) } else { pairs.selections(unique) };
+                let (build, probe) = if pairs.build.len() == mask.len() {
+                    (build, probe)
+                } else {
+                    pairs.selections(unique)
+                };
                 output.pairs(sides, &build, &probe, cx, out)?;
                 if out.is_done() {
                     return Ok(());
@@ -180,7 +194,10 @@ impl Pairs {
         // Rising and without gaps: the probe columns pass as they are, nothing is copied.
         let probe = match (self.probe.first(), self.probe.last()) {
             (Some(first), Some(last)) if unique && (last - first) as usize + 1 == self.probe.len() => {
-                Selection::Slice { start: *first as usize, len: self.probe.len() }
+                Selection::Slice {
+                    start: *first as usize,
+                    len: self.probe.len(),
+                }
             }
             _ => Selection::Take(UInt32Array::from(self.probe.clone())),
         };
@@ -224,7 +241,13 @@ struct Expansion<'a> {
 
 impl<'a> Expansion<'a> {
     fn new(runs: &'a [Run], table: &'a Table, keep_unmatched: bool) -> Self {
-        Self { runs, table, keep_unmatched, row: 0, offset: 0 }
+        Self {
+            runs,
+            table,
+            keep_unmatched,
+            row: 0,
+            offset: 0,
+        }
     }
 
     /// At most `limit` further pairs, without the rest of the probe rows that are `settled`. May be none before the end.
@@ -254,21 +277,35 @@ impl<'a> Expansion<'a> {
         build.truncate(count);
         probe.truncate(count);
         self.row = end;
-        Pairs { build, probe, has_unmatched: false }
+        Pairs {
+            build,
+            probe,
+            has_unmatched: false,
+        }
     }
 
     fn next_unique_outer(&mut self, limit: usize) -> Pairs {
         let end = self.runs.len().min(self.row + limit);
         let piece = &self.runs[self.row..end];
-        let build: Vec<u32> = piece.iter().map(|run| if run.len == 0 { NO_ROW } else { run.start }).collect();
+        let build: Vec<u32> = piece
+            .iter()
+            .map(|run| if run.len == 0 { NO_ROW } else { run.start })
+            .collect();
         let probe = (self.row as u32..end as u32).collect();
         self.row = end;
-        Pairs { has_unmatched: build.contains(&NO_ROW), build, probe }
+        Pairs {
+            has_unmatched: build.contains(&NO_ROW),
+            build,
+            probe,
+        }
     }
 
     fn next_runs(&mut self, limit: usize, settled: impl Fn(usize) -> bool) -> Pairs {
-        let mut pairs =
-            Pairs { build: Vec::with_capacity(limit), probe: Vec::with_capacity(limit), has_unmatched: false };
+        let mut pairs = Pairs {
+            build: Vec::with_capacity(limit),
+            probe: Vec::with_capacity(limit),
+            has_unmatched: false,
+        };
         while self.row < self.runs.len() && pairs.build.len() < limit {
             let (run, row) = (self.runs[self.row], self.row as u32);
             if run.len == 0 {

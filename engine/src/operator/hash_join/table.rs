@@ -45,9 +45,15 @@ enum Directory {
     /// No build row has a key that could match.
     Empty,
     /// `rows[key - min]` is one more than the row of a unique key, 0 for none.
-    Direct { min: u64, rows: Vec<u32> },
+    Direct {
+        min: u64,
+        rows: Vec<u32>,
+    },
     /// The run of a key is `starts[key - min]..starts[key - min + 1]`.
-    DirectRuns { min: u64, starts: Vec<u32> },
+    DirectRuns {
+        min: u64,
+        starts: Vec<u32>,
+    },
     Narrow(Slots<u64>),
     Wide(Slots<Wide>),
     Hashed(Slots<HashWord>),
@@ -57,8 +63,13 @@ impl Table {
     /// Builds the table over `keys`; `integers` when they may index an array.
     pub(super) fn build(keys: Keys, integers: bool) -> Self {
         let Keys { words, nulls, columns } = keys;
-        let mut table =
-            Table { directory: Directory::Empty, order: None, columns, is_unique: true, bounds: None };
+        let mut table = Table {
+            directory: Directory::Empty,
+            order: None,
+            columns,
+            is_unique: true,
+            bounds: None,
+        };
         match words {
             Words::Narrow(words) => {
                 if integers {
@@ -157,7 +168,10 @@ impl Table {
             Directory::Wide(slots) => slots.memory_bytes(),
             Directory::Hashed(slots) => slots.memory_bytes(),
         };
-        let order = self.order.as_ref().map_or(0, |order| order.capacity() * size_of::<u32>());
+        let order = self
+            .order
+            .as_ref()
+            .map_or(0, |order| order.capacity() * size_of::<u32>());
         directory + order + self.columns.memory_bytes()
     }
 
@@ -184,7 +198,9 @@ impl Table {
         }
         drop(rows);
         let mut starts = vec![0u32; entries + 1];
-        each_valid(words.len(), nulls, |row| starts[words[row].wrapping_sub(min) as usize + 1] += 1);
+        each_valid(words.len(), nulls, |row| {
+            starts[words[row].wrapping_sub(min) as usize + 1] += 1
+        });
         for i in 1..starts.len() {
             starts[i] += starts[i - 1];
         }
@@ -227,7 +243,10 @@ impl Table {
             let (starts, counts, order) = group(&firsts, total);
             for slot in slots.slots.iter_mut().filter(|slot| slot.run.len != 0) {
                 let first = slot.run.start as usize;
-                slot.run = Run { start: starts[first], len: counts[first] };
+                slot.run = Run {
+                    start: starts[first],
+                    len: counts[first],
+                };
             }
             self.set_order(order);
         }
@@ -235,7 +254,10 @@ impl Table {
     }
 
     fn set_order(&mut self, order: Vec<u32>) {
-        let is_identity = order.iter().enumerate().all(|(position, row)| position == *row as usize);
+        let is_identity = order
+            .iter()
+            .enumerate()
+            .all(|(position, row)| position == *row as usize);
         self.order = (!is_identity).then_some(order);
     }
 }
@@ -286,7 +308,10 @@ fn lookup_direct(min: u64, rows: &[u32], words: &[u64]) -> Vec<Run> {
         .iter()
         .map(|word| {
             let entry = rows.get(word.wrapping_sub(min) as usize).copied().unwrap_or(0);
-            Run { start: entry.wrapping_sub(1), len: u32::from(entry != 0) }
+            Run {
+                start: entry.wrapping_sub(1),
+                len: u32::from(entry != 0),
+            }
         })
         .collect()
 }
@@ -301,7 +326,10 @@ fn lookup_direct_runs(min: u64, starts: &[u32], words: &[u64]) -> Vec<Run> {
                 return NO_MATCH;
             }
             let start = starts[entry as usize];
-            Run { start, len: starts[entry as usize + 1] - start }
+            Run {
+                start,
+                len: starts[entry as usize + 1] - start,
+            }
         })
         .collect()
 }
@@ -355,7 +383,11 @@ impl<W: Word> Slots<W> {
 
     fn with_keys(keys: usize) -> Self {
         let slots = (keys * 8 / 5 + 1).next_power_of_two().max(4);
-        Self { slots: vec![Slot::default(); slots], shift: 64 - slots.trailing_zeros(), distinct: 0 }
+        Self {
+            slots: vec![Slot::default(); slots],
+            shift: 64 - slots.trailing_zeros(),
+            distinct: 0,
+        }
     }
 
     #[inline]
@@ -395,7 +427,10 @@ impl<W: Word> Slots<W> {
         loop {
             let slot = &mut self.slots[at];
             if slot.run.len == 0 {
-                *slot = Slot { key, run: Run { start: row, len: 1 } };
+                *slot = Slot {
+                    key,
+                    run: Run { start: row, len: 1 },
+                };
                 self.distinct += 1;
                 return row;
             }
