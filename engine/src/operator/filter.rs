@@ -1,6 +1,6 @@
 //! Filter: keeps the rows for which a predicate is true.
 
-use arrow::array::{AsArray, BooleanArray};
+use arrow::array::{Array, AsArray, BooleanArray};
 use arrow::compute::{BatchCoalescer, filter_record_batch, prep_null_mask_filter};
 
 use crate::data::{Batch, EngineError, Result};
