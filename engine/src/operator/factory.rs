@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::data::{EngineError, Result};
+use crate::operator::aggregate::Aggregate;
 use crate::operator::expand::Expand;
 use crate::operator::filter::Filter;
 use crate::operator::limit::Limit;
@@ -21,6 +22,7 @@ pub fn build_operator(spec: &OperatorSpec, _inputs: usize) -> Result<Box<dyn Ope
         OperatorSpec::Project(spec) => Box::new(Project::new(spec.clone())),
         OperatorSpec::Expand(spec) => Box::new(Expand::new(spec.clone())),
         OperatorSpec::Limit(spec) => Box::new(Limit::new(*spec)),
+        OperatorSpec::Aggregate(spec) => Box::new(Aggregate::new(spec.clone())?),
         other => return Err(EngineError::Internal(format!("{} is not built here", other.name()))),
     })
 }

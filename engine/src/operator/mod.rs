@@ -3,6 +3,7 @@
 //! An operator is handed batches and control events by its subtask's loop and hands its output to a [`Collector`],
 //! which is the next operator of the chain or the output gate: the operator cannot tell which.
 
+mod aggregate;
 mod context;
 mod expand;
 mod factory;
