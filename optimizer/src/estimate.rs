@@ -49,7 +49,11 @@ impl Estimate {
     pub(crate) fn unknown(schema: &Schema) -> Self {
         Self {
             rows: None,
-            columns: schema.fields().iter().map(|f| ColumnEstimate::of_type(f.data_type())).collect(),
+            columns: schema
+                .fields()
+                .iter()
+                .map(|f| ColumnEstimate::of_type(f.data_type()))
+                .collect(),
         }
     }
 
@@ -75,7 +79,9 @@ impl Estimate {
                 (Some(min), Some(max), Some(value)) if is_discrete(&value.data_type()) => Some(max - min + 1.0),
                 _ => None,
             };
-            column.distinct = number(&known.distinct_count).or(span).map(|distinct| distinct.clamp(1.0, rows.max(1.0)));
+            column.distinct = number(&known.distinct_count)
+                .or(span)
+                .map(|distinct| distinct.clamp(1.0, rows.max(1.0)));
         }
         estimate
     }
@@ -141,8 +147,13 @@ impl Estimate {
     /// With more columns, as computed by an operator that keeps the rows and the leading columns.
     pub(crate) fn widen(mut self, schema: &Schema) -> Self {
         let known = self.columns.len();
-        self.columns
-            .extend(schema.fields().iter().skip(known).map(|f| ColumnEstimate::of_type(f.data_type())));
+        self.columns.extend(
+            schema
+                .fields()
+                .iter()
+                .skip(known)
+                .map(|f| ColumnEstimate::of_type(f.data_type())),
+        );
         self
     }
 
@@ -199,11 +210,19 @@ impl Estimate {
     /// After a join on `keys`, `self` left; both sides' columns, before any projection.
     pub(crate) fn join(&self, right: &Self, keys: &[(Physical, Physical)], filtered: bool, kind: JoinType) -> Self {
         let matches = self.rows.zip(right.rows).map(|(l, r)| {
-            let pairs = if keys.is_empty() { l * r } else { l * r / self.key_cardinality(right, keys, l, r) };
+            let pairs = if keys.is_empty() {
+                l * r
+            } else {
+                l * r / self.key_cardinality(right, keys, l, r)
+            };
             (if filtered { pairs * DEFAULT_SELECTIVITY } else { pairs }).max(1.0)
         });
         let at_least = |rows: Option<f64>| matches.zip(rows).map(|(matches, rows)| matches.max(rows));
-        let part = |rows: Option<f64>| matches.zip(rows).map(|(matches, rows)| (rows * 0.5).min(matches).max(1.0));
+        let part = |rows: Option<f64>| {
+            matches
+                .zip(rows)
+                .map(|(matches, rows)| (rows * 0.5).min(matches).max(1.0))
+        };
         let (rows, both) = match kind {
             JoinType::Inner => (matches, true),
             JoinType::Left => (at_least(self.rows), true),
@@ -266,8 +285,16 @@ impl Estimate {
             Operator::Lt | Operator::LtEq | Operator::Gt | Operator::GtEq => {
                 let known = self.column(column, schema)?;
                 let (min, max, value) = (known.min?, known.max?, as_number(value)?);
-                let below = if max > min { ((value - min) / (max - min)).clamp(0.0, 1.0) } else { 0.5 };
-                Some(if matches!(op, Operator::Lt | Operator::LtEq) { below } else { 1.0 - below })
+                let below = if max > min {
+                    ((value - min) / (max - min)).clamp(0.0, 1.0)
+                } else {
+                    0.5
+                };
+                Some(if matches!(op, Operator::Lt | Operator::LtEq) {
+                    below
+                } else {
+                    1.0 - below
+                })
             }
             _ => None,
         }

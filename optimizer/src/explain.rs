@@ -85,7 +85,12 @@ fn describe(operator: &OperatorSpec) -> String {
             let splits = scan.plan.0.properties().output_partitioning().partition_count();
             let columns: Vec<String> = scan.plan.0.schema().fields().iter().map(|f| f.name().clone()).collect();
             let limit = scan.limit.map(|limit| format!(" limit={limit}")).unwrap_or_default();
-            format!("{name} {} [{}] splits={splits}{limit}{}", scan.table, columns.join(", "), pruning(operator))
+            format!(
+                "{name} {} [{}] splits={splits}{limit}{}",
+                scan.table,
+                columns.join(", "),
+                pruning(operator)
+            )
         }
         OperatorSpec::Filter(filter) => {
             format!("{name} {}{}", filter.predicate, picked(filter.projection.as_deref()))
@@ -96,17 +101,19 @@ fn describe(operator: &OperatorSpec) -> String {
                 .map(|(expr, field)| {
                     let text = expr.to_string();
                     let bare = text.rsplit_once('@').map_or(text.as_str(), |(bare, _)| bare);
-                    if bare == field.name() { bare.to_string() } else { format!("{text} AS {}", field.name()) }
+                    if bare == field.name() {
+                        bare.to_string()
+                    } else {
+                        format!("{text} AS {}", field.name())
+                    }
                 })
                 .collect();
             format!("{name} {}", columns.join(", "))
         }
         OperatorSpec::Expand(expand) => format!("{name} {} grouping sets", expand.projections.len()),
-        OperatorSpec::Aggregate(aggregate) => format!(
-            "{name} by=[{}] {:?}",
-            list(&aggregate.group_by),
-            aggregate.aggregates
-        ),
+        OperatorSpec::Aggregate(aggregate) => {
+            format!("{name} by=[{}] {:?}", list(&aggregate.group_by), aggregate.aggregates)
+        }
         OperatorSpec::HashJoin(join) => hash_join(name, join),
         OperatorSpec::NestedLoopJoin(join) => nested_loop_join(name, join),
         OperatorSpec::Sort(sort) => format!("{name} {}{}", debug_list(&sort.keys), fetched(sort.fetch)),
@@ -126,7 +133,9 @@ fn pruning(operator: &OperatorSpec) -> String {
     let plan = format!("{:?}", scan.plan);
     match plan.split_once("predicate=") {
         Some((_, rest)) => {
-            let predicate = rest.split_once(", pruning_predicate").map_or(rest, |(predicate, _)| predicate);
+            let predicate = rest
+                .split_once(", pruning_predicate")
+                .map_or(rest, |(predicate, _)| predicate);
             format!(" pruned by {}", predicate.lines().next().unwrap_or_default())
         }
         None => String::new(),
@@ -160,11 +169,15 @@ fn nested_loop_join(name: &str, join: &NestedLoopJoinSpec) -> String {
 }
 
 fn condition(filter: Option<&JoinFilterSpec>) -> String {
-    filter.map(|filter| format!(" where {}", filter.expr)).unwrap_or_default()
+    filter
+        .map(|filter| format!(" where {}", filter.expr))
+        .unwrap_or_default()
 }
 
 fn picked(projection: Option<&[usize]>) -> String {
-    projection.map(|columns| format!(" -> columns {columns:?}")).unwrap_or_default()
+    projection
+        .map(|columns| format!(" -> columns {columns:?}"))
+        .unwrap_or_default()
 }
 
 fn fetched(fetch: Option<usize>) -> String {

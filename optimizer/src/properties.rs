@@ -60,9 +60,10 @@ impl Stream {
     /// Whether every subtask's rows are sorted by `keys`.
     pub(crate) fn is_sorted_by(&self, keys: &[SortKey]) -> bool {
         keys.len() <= self.ordering.len()
-            && keys.iter().zip(&self.ordering).all(|(wanted, have)| {
-                same(&wanted.expr.expr, &have.expr.expr) && wanted.options() == have.options()
-            })
+            && keys
+                .iter()
+                .zip(&self.ordering)
+                .all(|(wanted, have)| same(&wanted.expr.expr, &have.expr.expr) && wanted.options() == have.options())
     }
 
     /// The properties seen through a projection to `outputs` of schema `schema`.
@@ -122,7 +123,11 @@ pub(crate) fn scalar_exprs(exprs: &[Physical], schema: &SchemaRef) -> Vec<Scalar
 
 /// The positions of the columns that `exprs` read, ascending.
 pub(crate) fn columns_of(exprs: &[Physical]) -> Vec<usize> {
-    let mut indices: Vec<usize> = exprs.iter().flat_map(collect_columns).map(|column| column.index()).collect();
+    let mut indices: Vec<usize> = exprs
+        .iter()
+        .flat_map(collect_columns)
+        .map(|column| column.index())
+        .collect();
     indices.sort_unstable();
     indices.dedup();
     indices

@@ -34,7 +34,10 @@ pub fn uncorrelated_scalar_subqueries(plan: &LogicalPlan) -> Vec<Subquery> {
 ///
 /// # Errors
 /// When a value does not have, and cannot be cast to, its subquery's type.
-#[expect(clippy::mutable_key_type, reason = "a plan's hash does not depend on its interior mutability")]
+#[expect(
+    clippy::mutable_key_type,
+    reason = "a plan's hash does not depend on its interior mutability"
+)]
 pub fn substitute(plan: LogicalPlan, values: &HashMap<Subquery, ScalarValue>) -> Result<LogicalPlan> {
     if values.is_empty() {
         return Ok(plan);
@@ -52,8 +55,14 @@ pub fn substitute(plan: LogicalPlan, values: &HashMap<Subquery, ScalarValue>) ->
     Ok(replaced.data)
 }
 
-#[expect(clippy::mutable_key_type, reason = "a plan's hash does not depend on its interior mutability")]
-fn replace(expr: Expr, values: &HashMap<Subquery, ScalarValue>) -> Result<Transformed<Expr>, DataFusionError> {
+#[expect(
+    clippy::mutable_key_type,
+    reason = "a plan's hash does not depend on its interior mutability"
+)]
+fn replace(
+    expr: Expr,
+    values: &HashMap<Subquery, ScalarValue>,
+) -> std::result::Result<Transformed<Expr>, DataFusionError> {
     let Expr::ScalarSubquery(subquery) = &expr else {
         return Ok(Transformed::no(expr));
     };
@@ -61,6 +70,10 @@ fn replace(expr: Expr, values: &HashMap<Subquery, ScalarValue>) -> Result<Transf
         return Ok(Transformed::no(expr));
     };
     let wanted = subquery.subquery.schema().field(0).data_type();
-    let value = if value.data_type() == *wanted { value.clone() } else { value.cast_to(wanted)? };
+    let value = if value.data_type() == *wanted {
+        value.clone()
+    } else {
+        value.cast_to(wanted)?
+    };
     Ok(Transformed::yes(Expr::Literal(value, None)))
 }

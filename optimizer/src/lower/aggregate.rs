@@ -53,7 +53,9 @@ impl Grouping {
 
     fn result_schema(&self, aggregates: &Aggregates) -> SchemaRef {
         let results = aggregates.functions.iter().map(|function| function.field());
-        Arc::new(Schema::new(self.fields.iter().cloned().chain(results).collect::<Vec<_>>()))
+        Arc::new(Schema::new(
+            self.fields.iter().cloned().chain(results).collect::<Vec<_>>(),
+        ))
     }
 }
 
@@ -123,7 +125,12 @@ impl Lowering<'_> {
     }
 
     /// Groups what each subtask has; emits states.
-    pub(super) fn partial(&mut self, grouping: &Grouping, aggregates: &Aggregates, mut input: Stream) -> Result<Stream> {
+    pub(super) fn partial(
+        &mut self,
+        grouping: &Grouping,
+        aggregates: &Aggregates,
+        mut input: Stream,
+    ) -> Result<Stream> {
         let schema = grouping.partial_schema(aggregates)?;
         let operator = OperatorSpec::Aggregate(AggregateSpec {
             mode: AggregateMode::Partial,
@@ -183,7 +190,10 @@ pub(super) fn required_order(
     grouping: &Grouping,
     input: &SchemaRef,
 ) -> Result<Option<Vec<SortKey>>> {
-    if !functions.iter().any(|function| function.order_sensitivity().hard_requires()) {
+    if !functions
+        .iter()
+        .any(|function| function.order_sensitivity().hard_requires())
+    {
         return Ok(None);
     }
     let keys = grouping.keys.iter().zip(&grouping.fields);

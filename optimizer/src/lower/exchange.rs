@@ -57,7 +57,11 @@ impl Lowering<'_> {
     pub(super) fn connect_forward(&mut self, stream: &Stream, to: VertexId, input: usize) {
         for tail in stream.tails.clone() {
             let same = self.graph.vertices[tail].parallelism == self.graph.vertices[to].parallelism;
-            let partitioning = if same { Partitioning::Forward } else { Partitioning::Rebalance };
+            let partitioning = if same {
+                Partitioning::Forward
+            } else {
+                Partitioning::Rebalance
+            };
             self.connect(tail, to, input, partitioning, MergeMode::Arrival);
         }
     }

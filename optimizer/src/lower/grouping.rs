@@ -31,7 +31,9 @@ impl Lowering<'_> {
         let kept = kept_columns(&aggregate.aggr_expr, logical_input);
         let expanded = self.expand(aggregate, &sets, &kept, input)?;
         let key_count = sets.columns.len() + 1;
-        let keys: Vec<Physical> = (0..key_count).map(|i| column(kept.len() + i, &expanded.schema)).collect();
+        let keys: Vec<Physical> = (0..key_count)
+            .map(|i| column(kept.len() + i, &expanded.schema))
+            .collect();
         let grouping = Grouping::new(keys, aggregate.schema.as_arrow(), &expanded.schema)?;
         let kept_fields = kept.iter().map(|index| {
             let (qualifier, field) = logical_input.qualified_field(*index);
@@ -56,7 +58,10 @@ impl Lowering<'_> {
     /// Emits each row once per set: the columns `kept` for the aggregates, the group columns, the set's id.
     fn expand(&mut self, aggregate: &Aggregate, sets: &Sets<'_>, kept: &[usize], mut input: Stream) -> Result<Stream> {
         let groups = self.physical_all(sets.columns.iter().copied(), aggregate.input.schema())?;
-        let mut fields: Vec<FieldRef> = kept.iter().map(|index| Arc::clone(&input.schema.fields()[*index])).collect();
+        let mut fields: Vec<FieldRef> = kept
+            .iter()
+            .map(|index| Arc::clone(&input.schema.fields()[*index]))
+            .collect();
         for (group, named) in groups.iter().zip(aggregate.schema.fields()) {
             let data_type = group.data_type(&input.schema)?;
             fields.push(Arc::new(Field::new(named.name(), data_type, true)));
@@ -68,7 +73,11 @@ impl Lowering<'_> {
         for (mask, id) in sets.masks.iter().zip(&sets.ids) {
             let mut exprs: Vec<Physical> = kept.iter().map(|index| column(*index, &input.schema)).collect();
             for (group, left_out) in groups.iter().zip(mask) {
-                exprs.push(if *left_out { null_of(&group.data_type(&input.schema)?)? } else { Arc::clone(group) });
+                exprs.push(if *left_out {
+                    null_of(&group.data_type(&input.schema)?)?
+                } else {
+                    Arc::clone(group)
+                });
             }
             exprs.push(Arc::new(Literal::new(id.clone())));
             projections.push(scalar_exprs(&exprs, &input.schema));
@@ -92,7 +101,11 @@ impl Lowering<'_> {
         aggregates: &Aggregates,
         expanded: &Schema,
     ) -> Result<Stream> {
-        let fields: Vec<Field> = expanded.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+        let fields: Vec<Field> = expanded
+            .fields()
+            .iter()
+            .map(|f| f.as_ref().clone().with_nullable(true))
+            .collect();
         let schema: SchemaRef = Arc::new(Schema::new(fields));
         let mut rows = Vec::new();
         for (_, id) in sets.masks.iter().zip(&sets.ids).filter(|(mask, _)| all_left_out(mask)) {
@@ -130,7 +143,9 @@ impl<'e> Sets<'e> {
                         columns.push(expr);
                     }
                 }
-                let masks = sets.iter().map(|set| columns.iter().map(|column| !set.contains(column)).collect());
+                let masks = sets
+                    .iter()
+                    .map(|set| columns.iter().map(|column| !set.contains(column)).collect());
                 let masks = masks.collect();
                 (columns, masks)
             }
@@ -180,7 +195,9 @@ fn grouping_ids(columns: usize, masks: &[Vec<bool>]) -> Result<Vec<ScalarValue>>
     }
     let id_type = Aggregate::grouping_id_type(columns, last as usize);
     let ids = masks.iter().zip(ordinals).map(|(mask, ordinal)| {
-        let bits = mask.iter().fold(0u64, |bits, left_out| bits << 1 | u64::from(*left_out));
+        let bits = mask
+            .iter()
+            .fold(0u64, |bits, left_out| bits << 1 | u64::from(*left_out));
         let high = if columns == 64 { 0 } else { ordinal << columns };
         Ok(ScalarValue::UInt64(Some(bits | high)).cast_to(&id_type)?)
     });

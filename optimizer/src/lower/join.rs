@@ -52,7 +52,9 @@ impl Lowering<'_> {
             Some(expr) => Some(self.join_filter(expr, join, &left.schema, &right.schema)?),
             None => None,
         };
-        let estimate = left.estimate.join(&right.estimate, &keys, filter.is_some(), join.join_type);
+        let estimate = left
+            .estimate
+            .join(&right.estimate, &keys, filter.is_some(), join.join_type);
         let mut oriented = Oriented {
             build: left,
             probe: right,
@@ -90,8 +92,9 @@ impl Lowering<'_> {
     fn join_filter(&self, expr: &Expr, join: &Join, left: &SchemaRef, right: &SchemaRef) -> Result<JoinFilterSpec> {
         let mut columns: Vec<(JoinSide, usize)> = Vec::new();
         for reference in expr.column_refs() {
-            let place = side_of(reference, join.left.schema(), join.right.schema())
-                .ok_or_else(|| EngineError::Internal(format!("the join condition reads an unknown column {reference}")))?;
+            let place = side_of(reference, join.left.schema(), join.right.schema()).ok_or_else(|| {
+                EngineError::Internal(format!("the join condition reads an unknown column {reference}"))
+            })?;
             if !columns.contains(&place) {
                 columns.push(place);
             }
@@ -158,7 +161,11 @@ impl Lowering<'_> {
         let (build, probe) = (&join.build, &join.probe);
         let both_single = build.is_single() && probe.is_single();
         if self.options.parallelism == 1 {
-            return if both_single { Shipping::Forward } else { Shipping::Global };
+            return if both_single {
+                Shipping::Forward
+            } else {
+                Shipping::Global
+            };
         }
         if join.null_aware {
             return Shipping::Broadcast;
@@ -176,7 +183,11 @@ impl Lowering<'_> {
         if self.can_broadcast(build, join.join_type, join.keys.is_empty()) {
             return Shipping::Broadcast;
         }
-        if join.keys.is_empty() { Shipping::Global } else { Shipping::Hash }
+        if join.keys.is_empty() {
+            Shipping::Global
+        } else {
+            Shipping::Hash
+        }
     }
 
     /// Whether a stream is partitioned exactly as a hash edge on `keys` would.
@@ -344,7 +355,10 @@ fn place_keys(
         let position = at(index).filter(|position| index < side_columns && *position < schema.fields().len())?;
         Some(column(position, schema))
     };
-    lists.iter().filter_map(|keys| keys.iter().map(place).collect()).collect()
+    lists
+        .iter()
+        .filter_map(|keys| keys.iter().map(place).collect())
+        .collect()
 }
 
 /// Which side a column of the join's condition belongs to; an exact match of the qualifier decides.
@@ -362,4 +376,3 @@ fn side_of(reference: &Column, left: &DFSchema, right: &DFSchema) -> Option<(Joi
         .or_else(|| left.maybe_index_of_column(reference).map(left_of))
         .or_else(|| right.maybe_index_of_column(reference).map(right_of))
 }
-

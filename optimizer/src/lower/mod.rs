@@ -13,10 +13,10 @@ mod sort;
 mod window;
 mod write;
 
+use datafusion::common::DFSchema;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::{Expr, LogicalPlan};
-use datafusion::common::DFSchema;
 use datafusion::physical_expr::create_physical_expr;
 use thalweg_engine::plan::{CollectSpec, JobGraph, OperatorSpec, SchemaSpec};
 use thalweg_engine::{EngineError, Result};
@@ -125,7 +125,12 @@ impl<'s> Lowering<'s> {
     /// The physical form of `expr` over the schema of a node's input.
     fn physical(&self, expr: &Expr, schema: &DFSchema) -> Result<Physical> {
         self.check_resolved(expr)?;
-        Ok(create_physical_expr(expr, schema, self.session.execution_props(), &self.planning)?)
+        Ok(create_physical_expr(
+            expr,
+            schema,
+            self.session.execution_props(),
+            &self.planning,
+        )?)
     }
 
     /// Scalar subqueries are jobs of their own: by now their values must be in the plan.
@@ -160,7 +165,9 @@ fn is_leaf(node: &LogicalPlan) -> bool {
 fn one(mut streams: Vec<Stream>) -> Result<Stream> {
     match (streams.pop(), streams.is_empty()) {
         (Some(stream), true) => Ok(stream),
-        _ => Err(EngineError::Internal("a plan node has another number of inputs than its kind".into())),
+        _ => Err(EngineError::Internal(
+            "a plan node has another number of inputs than its kind".into(),
+        )),
     }
 }
 

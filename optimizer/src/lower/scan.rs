@@ -56,7 +56,11 @@ impl Lowering<'_> {
 
     /// Hands the filters to the source, which skips row groups and pages with them. Those that it applies to every row
     /// are returned: nobody needs to apply them again.
-    fn push_filters(&self, scan: &TableScan, plan: Arc<dyn ExecutionPlan>) -> Result<(Arc<dyn ExecutionPlan>, Vec<Expr>)> {
+    fn push_filters(
+        &self,
+        scan: &TableScan,
+        plan: Arc<dyn ExecutionPlan>,
+    ) -> Result<(Arc<dyn ExecutionPlan>, Vec<Expr>)> {
         let Some(exec) = plan.downcast_ref::<DataSourceExec>() else {
             return Ok((plan, Vec::new()));
         };
@@ -164,7 +168,9 @@ impl Lowering<'_> {
         let session = SessionStateBuilder::new_from_existing(self.session.clone())
             .with_config(config)
             .build();
-        let plan = DefaultPhysicalPlanner::default().create_physical_plan(node, &session).await?;
+        let plan = DefaultPhysicalPlanner::default()
+            .create_physical_plan(node, &session)
+            .await?;
         let plan: Arc<dyn ExecutionPlan> = if plan.properties().output_partitioning().partition_count() > 1 {
             Arc::new(CoalescePartitionsExec::new(plan))
         } else {

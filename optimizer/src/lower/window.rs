@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use datafusion::logical_expr::expr::WindowFunctionParams;
 use datafusion::logical_expr::utils::generate_sort_key;
-use datafusion::logical_expr::{Expr, SortExpr, Window, WindowFunctionParams};
+use datafusion::logical_expr::{Expr, SortExpr, Window};
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 use datafusion::physical_plan::{ExecutionPlan, InputOrderMode};
 use datafusion::physical_planner::create_window_expr;
@@ -43,7 +44,11 @@ impl Lowering<'_> {
     /// Rows of one partition in one subtask, in order; does only what is missing.
     fn bring_together(&mut self, input: Stream, partition: &[Physical], keys: Vec<SortKey>) -> Stream {
         if partition.is_empty() {
-            return if keys.is_empty() { input } else { self.sort_to_one(input, keys, None) };
+            return if keys.is_empty() {
+                input
+            } else {
+                self.sort_to_one(input, keys, None)
+            };
         }
         if input.is_grouped_by(partition) {
             return self.sort_locally(input, &keys, None);

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::catalog::TableProvider;
 use datafusion::datasource::source_as_provider;
 use datafusion::functions_aggregate::sum::sum_udaf;
 use datafusion::logical_expr::dml::CopyTo;
-use datafusion::logical_expr::{DmlStatement, WriteOp};
 use datafusion::logical_expr::dml::InsertOp;
-use datafusion::catalog::TableProvider;
+use datafusion::logical_expr::{DmlStatement, WriteOp};
 use datafusion::physical_expr::aggregate::AggregateExprBuilder;
 use thalweg_engine::plan::{
     AggregateMode, AggregateSpec, Aggregates, OperatorSpec, PhysicalPlan, SchemaSpec, SinkSpec, SortKey, WrappedSpec,
@@ -34,9 +34,16 @@ impl Lowering<'_> {
             )));
         };
         let provider = source_as_provider(&dml.target)?;
-        match self.options.sink_resolver.insert(&dml.table_name, &provider, &input.schema)? {
+        match self
+            .options
+            .sink_resolver
+            .insert(&dml.table_name, &provider, &input.schema)?
+        {
             Some(sink) => self.write_to(sink, input),
-            None => self.insert_foreign(provider.as_ref(), *op, &dml.table_name.to_string(), input).await,
+            None => {
+                self.insert_foreign(provider.as_ref(), *op, &dml.table_name.to_string(), input)
+                    .await
+            }
         }
     }
 
