@@ -1,6 +1,6 @@
 //! Filter: keeps the rows for which a predicate is true.
 
-use arrow::array::{AsArray, BooleanArray};
+use arrow::array::{Array, AsArray, BooleanArray};
 use arrow::compute::{BatchCoalescer, filter_record_batch, prep_null_mask_filter};
 
 use crate::data::{Batch, EngineError, Result};
@@ -40,7 +40,7 @@ impl Operator for Filter {
         if kept == batch.num_rows() && gather.is_empty() {
             return out.collect(batch);
         }
-        let mask = if mask.nulls().is_some() { prep_null_mask_filter(mask) } else { mask.clone() };
+        let mask = if mask.null_count() > 0 { prep_null_mask_filter(mask) } else { mask.clone() };
         if kept * 2 > cx.batch_size && gather.is_empty() {
             return out.collect(filter_record_batch(&batch, &mask)?);
         }
