@@ -12,6 +12,7 @@ pub(crate) mod harness;
 mod limit;
 mod project;
 mod scan;
+mod sink;
 
 use crate::data::{Batch, EngineError, Result, Watermark};
 use crate::time::Timer;
@@ -19,6 +20,7 @@ use crate::time::Timer;
 pub use context::{Context, OperatorMetrics};
 pub use factory::{build_operator, build_source};
 pub use scan::{Scan, SourceEvent, Splits};
+pub use sink::{PreparedSink, Sink, SinkConnector, SinkJob, SinkWriter};
 
 /// Which input of an operator an element came from.
 pub type Port = usize;

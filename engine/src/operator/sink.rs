@@ -1,0 +1,182 @@
+//! Sink: writes rows to a connector. Writers *stage*; the job *publishes* when all writers have finished, so that
+//! a job that fails leaves nothing behind.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arrow::array::{ArrayRef, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::execution::runtime_env::RuntimeEnv;
+
+use crate::data::{Batch, EngineError, Result};
+use crate::operator::{Collector, Context, Operator, Port};
+use crate::plan::SinkSpec;
+
+/// Makes writers for one connector; named in [`SinkSpec::connector`], found in the runtime's registry.
+pub trait SinkConnector: Debug + Send + Sync {
+    /// The connector's name, as in `'connector' = '..'`.
+    fn name(&self) -> &str;
+
+    /// Checks options and schema, and prepares the sink of one job. Called at planning time and again before the job
+    /// starts: it must not create, change or remove anything.
+    ///
+    /// # Errors
+    /// When an option is unknown or wrong, or the connector cannot write the schema.
+    fn prepare(&self, spec: &SinkSpec, job: &SinkJob) -> Result<Arc<dyn PreparedSink>>;
+}
+
+/// One sink of one job. Either `commit` or `abort` is called, exactly once, after all writers have finished or one
+/// has failed; a sink that is dropped without either was only planned and has nothing staged, or must abort.
+pub trait PreparedSink: Debug + Send + Sync {
+    /// The most writers that this sink takes (a single file takes one); any number when `None`.
+    fn max_parallelism(&self) -> Option<usize>;
+
+    /// The writer of one subtask.
+    ///
+    /// # Errors
+    /// When `parallelism` is above [`Self::max_parallelism`], or the target cannot be written.
+    fn writer(&self, subtask: usize, parallelism: usize) -> Result<Box<dyn SinkWriter>>;
+
+    /// Publishes everything that finished writers staged.
+    ///
+    /// # Errors
+    /// When that fails; then nothing is published and nothing is left staged.
+    fn commit(&self) -> Result<()>;
+
+    /// Removes everything that is staged. What cannot be removed is left and reported to the log.
+    fn abort(&self);
+}
+
+/// Writes the rows of one subtask. Dropped without `finish` when the job fails.
+pub trait SinkWriter: Send {
+    /// Stages rows.
+    ///
+    /// # Errors
+    /// When the target fails, e.g. a full disk; the error names it.
+    fn write(&mut self, batch: &Batch) -> Result<()>;
+
+    /// Bytes held in memory now.
+    fn held_bytes(&self) -> usize;
+
+    /// Writes out what it holds in memory, as far as the format allows; called when memory is short.
+    ///
+    /// # Errors
+    /// As for `write`.
+    fn relieve(&mut self) -> Result<()>;
+
+    /// Completes everything staged, which stays invisible until the commit.
+    ///
+    /// # Errors
+    /// As for `write`.
+    fn finish(&mut self) -> Result<()>;
+}
+
+/// What a connector may use.
+#[derive(Clone, Debug)]
+pub struct SinkJob {
+    /// The job's id: part of the names of staged and published files.
+    pub job: String,
+    /// Where I/O runs. Sinks are called from threads outside this runtime and may block.
+    pub io: tokio::runtime::Handle,
+    /// DataFusion's runtime: its object stores and caches.
+    pub runtime: Arc<RuntimeEnv>,
+}
+
+/// The operator around a writer. Emits one row with the count of rows written.
+pub struct Sink {
+    writer: Box<dyn SinkWriter>,
+    rows: u64,
+}
+
+impl Sink {
+    /// A sink operator that writes to `writer`.
+    pub fn new(writer: Box<dyn SinkWriter>) -> Self {
+        Self { writer, rows: 0 }
+    }
+
+    /// The schema of what the operator emits: `count`, unsigned.
+    pub fn output_schema() -> SchemaRef {
+        Arc::new(Schema::new(vec![Field::new("count", DataType::UInt64, false)]))
+    }
+}
+
+impl Operator for Sink {
+    fn on_batch(&mut self, _port: Port, batch: Batch, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        self.writer.write(&batch)?;
+        self.rows += batch.num_rows() as u64;
+        cx.metrics.rows_in.fetch_max(self.rows, Ordering::Relaxed);
+        match cx.hold(self.writer.held_bytes()) {
+            Err(EngineError::Memory(_)) => {
+                self.writer.relieve()?;
+                cx.hold(self.writer.held_bytes())
+            }
+            other => other,
+        }
+    }
+
+    fn on_end(&mut self, _port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+        self.writer.finish()?;
+        cx.hold(0)?;
+        let count: ArrayRef = Arc::new(UInt64Array::from(vec![self.rows]));
+        out.collect(Batch::try_new(Self::output_schema(), vec![count])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{AsArray, Int32Array};
+    use arrow::datatypes::UInt64Type;
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::operator::harness::Harness;
+
+    /// Holds what it was given until it is relieved.
+    struct Greedy(Arc<Mutex<(usize, usize, bool)>>);
+
+    impl SinkWriter for Greedy {
+        fn write(&mut self, batch: &Batch) -> Result<()> {
+            self.0.lock().0 += batch.num_rows() * 1000;
+            Ok(())
+        }
+
+        fn held_bytes(&self) -> usize {
+            self.0.lock().0
+        }
+
+        fn relieve(&mut self) -> Result<()> {
+            let mut state = self.0.lock();
+            (state.0, state.1) = (0, state.1 + 1);
+            Ok(())
+        }
+
+        fn finish(&mut self) -> Result<()> {
+            self.0.lock().2 = true;
+            Ok(())
+        }
+    }
+
+    fn batch(rows: i32) -> Batch {
+        let column: ArrayRef = Arc::new(Int32Array::from_iter_values(0..rows));
+        Batch::try_from_iter([("a", column)]).unwrap()
+    }
+
+    #[test]
+    fn counts_rows_and_finishes_the_writer() {
+        let state = Arc::new(Mutex::new((0, 0, false)));
+        let sink = Sink::new(Box::new(Greedy(Arc::clone(&state))));
+        let out = Harness::new(sink).run(vec![vec![batch(3), batch(4)]]).unwrap();
+        assert_eq!(out[0].column(0).as_primitive::<UInt64Type>().value(0), 7);
+        assert!(state.lock().2);
+    }
+
+    #[test]
+    fn asks_the_writer_for_memory_when_the_budget_is_spent() {
+        let state = Arc::new(Mutex::new((0, 0, false)));
+        let sink = Sink::new(Box::new(Greedy(Arc::clone(&state))));
+        let out = Harness::with_memory(sink, 1 << 20).run(vec![vec![batch(1000), batch(1000)]]).unwrap();
+        assert_eq!(out[0].column(0).as_primitive::<UInt64Type>().value(0), 2000);
+        assert!(state.lock().1 > 0, "the budget of 1 MiB was never felt");
+    }
+}
