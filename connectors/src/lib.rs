@@ -1,1 +1,21 @@
-//! placeholder
+//! Thalweg's connectors: one folder a system, each behind a cargo feature. [`sinks`] is what the runtime's registry
+//! holds; [`create_table`] is what `CREATE TABLE .. WITH ('connector' = '..')` makes; [`sink_of`] is where
+//! `INSERT INTO` writes.
+
+#[cfg(feature = "blackhole")]
+pub mod blackhole;
+#[cfg(feature = "datagen")]
+pub mod datagen;
+#[cfg(feature = "filesystem")]
+pub mod filesystem;
+mod options;
+#[cfg(feature = "print")]
+pub mod print;
+mod registry;
+#[cfg(any(feature = "print", feature = "blackhole"))]
+mod sink_table;
+
+pub use options::{Options, parse_bool};
+pub use registry::{create_table, sink_of, sinks};
+#[cfg(any(feature = "print", feature = "blackhole"))]
+pub use sink_table::SinkTable;

@@ -1,0 +1,22 @@
+//! Files: Parquet, CSV, JSON lines, Arrow IPC and Avro, on local disks and in object stores.
+
+mod compress;
+mod convert;
+mod diagnose;
+mod encode;
+mod format;
+mod hive;
+mod options;
+mod partition;
+mod sink;
+mod storage;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use convert::{copy_sink, listing_sink};
+pub use diagnose::locate_bad_record;
+pub use format::Format;
+pub use options::FileOptions;
+pub use sink::FileSinkConnector;
+pub use table::{FileTable, create_table, table_provider};

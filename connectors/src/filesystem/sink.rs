@@ -1,0 +1,271 @@
+//! The filesystem sink: rows to files of any format, into one file or a (partitioned) folder.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
+use arrow::compute::cast;
+use arrow::datatypes::SchemaRef;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use thalweg_engine::operator::{PreparedSink, SinkConnector, SinkJob, SinkWriter};
+use thalweg_engine::plan::SinkSpec;
+use thalweg_engine::{Batch, EngineError, Result};
+
+use crate::filesystem::FileOptions;
+use crate::filesystem::encode::{EncodeResult, FileEncoder, encoder, file_schema};
+use crate::filesystem::partition::Partitioner;
+use crate::filesystem::storage::{Storage, Target};
+
+/// Makes sinks that write files; see [`FileOptions`] for the options.
+#[derive(Clone, Copy, Debug)]
+pub struct FileSinkConnector;
+
+impl SinkConnector for FileSinkConnector {
+    fn name(&self) -> &str {
+        "filesystem"
+    }
+
+    fn prepare(&self, spec: &SinkSpec, job: &SinkJob) -> Result<Arc<dyn PreparedSink>> {
+        let options = FileOptions::parse(&spec.options)?;
+        let target = Target::resolve(&options)?;
+        let rows = file_schema(options.format, &spec.schema.0)?;
+        let partitioner = Partitioner::try_new(&rows, &options.partition_by, options.keep_partition_columns)?;
+        let files = partitioner.file_schema(&rows)?;
+        let storage = target.storage(&options, job)?;
+        // Told while the job is planned, not after it has run for an hour.
+        if let Target::File { name, .. } = &target
+            && !options.replace
+            && crate::filesystem::storage::local_path(&options.path)?.is_some_and(|path| path.exists())
+        {
+            return Err(EngineError::Plan(format!(
+                "{} exists and INSERT would replace it; insert into a folder, or replace it with COPY",
+                storage.describe(name)
+            )));
+        }
+        let runtime = Arc::clone(&job.runtime);
+        let job = Arc::new(Job { id: job.job.clone(), options, target, rows, files, partitioner, storage });
+        Ok(Arc::new(PreparedFileSink { job, runtime }))
+    }
+}
+
+/// What the writers of one job share.
+#[derive(Debug)]
+struct Job {
+    id: String,
+    options: FileOptions,
+    target: Target,
+    /// The rows that are written.
+    rows: SchemaRef,
+    /// The rows of a file: without the partition columns.
+    files: SchemaRef,
+    partitioner: Partitioner,
+    storage: Arc<dyn Storage>,
+}
+
+impl Job {
+    /// The name of a file relative to the target.
+    fn name(&self, directory: &str, subtask: usize, part: usize) -> String {
+        match &self.target {
+            Target::File { name, .. } => name.clone(),
+            Target::Folder(_) => {
+                let slash = if directory.is_empty() { "" } else { "/" };
+                let part = if part == 0 { String::new() } else { format!("-{part}") };
+                let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' };
+                let id: String = self.id.chars().map(safe).collect();
+                format!("{directory}{slash}part-{id}-{subtask}{part}.{}", self.options.extension())
+            }
+        }
+    }
+
+    fn open(&self, name: String) -> Result<OpenFile> {
+        let file = self.storage.create(&name)?;
+        let encoder = encoder(&self.options, &self.files, file);
+        let encoder = self.named(&name, encoder)?;
+        Ok(OpenFile { name, encoder, used: 0 })
+    }
+
+    fn close(&self, file: OpenFile) -> Result<()> {
+        let OpenFile { name, encoder, .. } = file;
+        let finished = encoder.finish().and_then(|staged| Ok(staged.complete()?));
+        self.named(&name, finished)
+    }
+
+    /// Adds the file's final name to what a format's writer says.
+    fn named<T>(&self, name: &str, result: EncodeResult<T>) -> Result<T> {
+        result.map_err(|e| EngineError::Io { path: self.storage.describe(name), source: io_cause(e) })
+    }
+}
+
+/// The I/O error at the bottom of `e` (a full disk rather than "Parquet error: external"), else `e` itself.
+fn io_cause(e: Box<dyn Error + Send + Sync>) -> io::Error {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(e.as_ref());
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>()
+            && io.get_ref().is_none()
+        {
+            return match io.raw_os_error() {
+                Some(code) => io::Error::from_raw_os_error(code),
+                None => io::Error::from(io.kind()),
+            };
+        }
+        cause = error.source();
+    }
+    io::Error::other(e)
+}
+
+#[derive(Debug)]
+struct PreparedFileSink {
+    job: Arc<Job>,
+    runtime: Arc<RuntimeEnv>,
+}
+
+impl PreparedSink for PreparedFileSink {
+    fn max_parallelism(&self) -> Option<usize> {
+        matches!(self.job.target, Target::File { .. }).then_some(1)
+    }
+
+    fn writer(&self, subtask: usize, parallelism: usize) -> Result<Box<dyn SinkWriter>> {
+        if let Target::File { name, .. } = &self.job.target
+            && parallelism > 1
+        {
+            return Err(EngineError::Internal(format!(
+                "{} is one file and cannot have {parallelism} writers",
+                self.job.storage.describe(name)
+            )));
+        }
+        let mut writer =
+            FileSinkWriter { job: Arc::clone(&self.job), subtask, open: HashMap::new(), parts: HashMap::new(), tick: 0 };
+        if self.max_parallelism().is_some() {
+            // A single file is there also when no row is.
+            writer.open_file("")?;
+        }
+        Ok(Box::new(writer))
+    }
+
+    fn commit(&self) -> Result<()> {
+        let job = &self.job;
+        let without_rows = job.storage.is_empty() && job.options.partition_by.is_empty();
+        // A folder that would be empty could not be read back: nothing in it tells the columns.
+        let outcome = match without_rows.then(|| job.storage.target_is_empty()) {
+            Some(Ok(true)) => job.open(job.name("", 0, 0)).and_then(|file| job.close(file)),
+            Some(Err(e)) => Err(e),
+            Some(Ok(false)) | None => Ok(()),
+        };
+        if let Err(e) = outcome {
+            job.storage.discard();
+            return Err(e);
+        }
+        job.storage.publish()?;
+        // DataFusion remembers listings for ever; whoever reads next shall see the new files.
+        if let Some(listings) = self.runtime.cache_manager.get_list_files_cache() {
+            listings.clear();
+        }
+        Ok(())
+    }
+
+    fn abort(&self) {
+        self.job.storage.discard();
+    }
+}
+
+/// A file being written.
+struct OpenFile {
+    name: String,
+    encoder: Box<dyn FileEncoder>,
+    /// When it was last written to.
+    used: u64,
+}
+
+struct FileSinkWriter {
+    job: Arc<Job>,
+    subtask: usize,
+    /// Open files by directory.
+    open: HashMap<String, OpenFile>,
+    /// How many files each directory has had.
+    parts: HashMap<String, usize>,
+    tick: u64,
+}
+
+impl FileSinkWriter {
+    fn open_file(&mut self, directory: &str) -> Result<()> {
+        if self.open.len() >= self.job.options.max_open_files {
+            let oldest = self.open.iter().min_by_key(|(_, file)| file.used).map(|(directory, _)| directory.clone());
+            if let Some(file) = oldest.and_then(|directory| self.open.remove(&directory)) {
+                self.job.close(file)?;
+            }
+        }
+        let part = self.parts.entry(directory.to_string()).or_default();
+        let name = self.job.name(directory, self.subtask, *part);
+        *part += 1;
+        self.open.insert(directory.to_string(), self.job.open(name)?);
+        Ok(())
+    }
+
+    fn write_part(&mut self, directory: &str, rows: &Batch) -> Result<()> {
+        if !self.open.contains_key(directory) {
+            self.open_file(directory)?;
+        }
+        self.tick += 1;
+        let Some(file) = self.open.get_mut(directory) else {
+            return Err(EngineError::Internal(format!("no file is open for '{directory}'")));
+        };
+        file.used = self.tick;
+        let written = file.encoder.write(rows);
+        self.job.named(&file.name, written)
+    }
+
+    /// Writes out the largest buffers until at most `limit` bytes are held.
+    fn shrink_to(&mut self, limit: usize) -> Result<()> {
+        let mut held = self.held_bytes();
+        while held > limit {
+            let Some(file) = self.open.values_mut().max_by_key(|file| file.encoder.held_bytes()) else { break };
+            let relieved = file.encoder.relieve();
+            self.job.named(&file.name, relieved)?;
+            let now = self.held_bytes();
+            if now >= held {
+                break;
+            }
+            held = now;
+        }
+        Ok(())
+    }
+}
+
+impl SinkWriter for FileSinkWriter {
+    fn write(&mut self, batch: &Batch) -> Result<()> {
+        let batch = conform(batch, &self.job.rows)?;
+        for (directory, rows) in self.job.partitioner.split(&batch)? {
+            self.write_part(&directory, &rows)?;
+        }
+        self.shrink_to(self.job.options.buffer_bytes)
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.open.values().map(|file| file.encoder.held_bytes()).sum()
+    }
+
+    fn relieve(&mut self) -> Result<()> {
+        self.shrink_to(0)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let open = std::mem::take(&mut self.open);
+        open.into_values().try_for_each(|file| self.job.close(file))
+    }
+}
+
+/// `batch` with exactly the types of `schema` (a plan may hand on views or dictionaries for strings).
+fn conform(batch: &Batch, schema: &SchemaRef) -> Result<Batch> {
+    if batch.num_columns() != schema.fields().len() {
+        return Err(EngineError::Internal(format!(
+            "a sink of {} columns was handed {}",
+            schema.fields().len(),
+            batch.num_columns()
+        )));
+    }
+    let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| {
+        if column.data_type() == field.data_type() { Ok(Arc::clone(column)) } else { cast(column, field.data_type()) }
+    });
+    Ok(Batch::try_new(Arc::clone(schema), columns.collect::<std::result::Result<_, _>>()?)?)
+}

@@ -1,0 +1,289 @@
+//! Tables over files: DataFusion's listing and scans, with the declared order of columns, NULL partitions, and a sink.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::Statistics;
+use datafusion::config::TableParquetOptions;
+use datafusion::datasource::TableType;
+use datafusion::datasource::file_format::FileFormat;
+use datafusion::datasource::file_format::arrow::ArrowFormat;
+use datafusion::datasource::file_format::avro::AvroFormat;
+use datafusion::datasource::file_format::csv::CsvFormat;
+use datafusion::datasource::file_format::json::JsonFormat;
+use datafusion::datasource::file_format::parquet::ParquetFormat;
+use datafusion::datasource::listing::helpers::expr_applicable_for_cols;
+use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder};
+use datafusion::datasource::table_schema::TableSchema;
+use datafusion::error::Result as DataFusionResult;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
+use thalweg_engine::plan::{SchemaSpec, SinkSpec};
+use thalweg_engine::{EngineError, Result};
+
+use crate::filesystem::storage::{Target, local_path};
+use crate::filesystem::{FileOptions, Format, hive};
+
+/// A table over files that knows how to be read and where `INSERT INTO` writes.
+#[derive(Debug)]
+pub struct FileTable {
+    /// Lists and reads; its columns are the files' columns and then the partition columns, these as text.
+    inner: ListingTable,
+    /// The columns as declared.
+    schema: SchemaRef,
+    /// Where each declared column is in `inner`.
+    order: Vec<usize>,
+    /// The partition columns as declared.
+    partitions: Vec<FieldRef>,
+    options: BTreeMap<String, String>,
+}
+
+/// Makes the table over `path`; see [`create_table`].
+///
+/// # Errors
+/// As there.
+pub async fn table_provider(
+    state: &dyn Session,
+    path: &str,
+    format: &str,
+    schema: Option<SchemaRef>,
+    partition_cols: &[String],
+    options: &BTreeMap<String, String>,
+) -> Result<Arc<dyn TableProvider>> {
+    let mut options = options.clone();
+    options.insert("path".into(), path.into());
+    options.insert("format".into(), format.into());
+    create_table(state, schema.unwrap_or_else(|| Arc::new(Schema::empty())), partition_cols, &options).await
+}
+
+/// Makes the table of `CREATE TABLE (columns) PARTITIONED BY (partition_cols) WITH (options)`. Without columns they
+/// are found in the files. The path is a file, a folder or a pattern.
+///
+/// # Errors
+/// When an option or column is wrong, or there are neither columns nor files.
+pub async fn create_table(
+    state: &dyn Session,
+    columns: SchemaRef,
+    partition_cols: &[String],
+    options: &BTreeMap<String, String>,
+) -> Result<Arc<dyn TableProvider>> {
+    let mut options = options.clone();
+    options.retain(|key, _| !key.eq_ignore_ascii_case("connector"));
+    if !partition_cols.is_empty() {
+        let names = serde_json::to_string(partition_cols).map_err(|e| EngineError::Internal(e.to_string()))?;
+        options.insert("partitioned-by".into(), names);
+    }
+    let parsed = FileOptions::parse(&options)?;
+    let url = listing_url(&parsed)?;
+    let listing = ListingOptions::new(reader(state, &parsed)).with_file_extension(extension_filter(&parsed, &url));
+    let declared = !columns.fields().is_empty();
+    let found = if declared { columns } else { listing.infer_schema(state, &url).await? };
+    let (files, partitions, schema) = split_columns(&found, &parsed.partition_by, declared)?;
+    let order = column_order(&schema, &files, &partitions)?;
+    let as_text = partitions.iter().map(|field| (field.name().clone(), DataType::Utf8)).collect();
+    let config = ListingTableConfig::new(url)
+        .with_listing_options(listing.with_table_partition_cols(as_text))
+        .with_schema(files);
+    let inner = ListingTable::try_new(config)?
+        .with_cache(state.runtime_env().cache_manager.get_file_statistic_cache());
+    Ok(Arc::new(FileTable { inner, schema, order, partitions, options }))
+}
+
+/// Columns of the files, partition columns, and both as declared.
+fn split_columns(
+    columns: &SchemaRef,
+    partition_by: &[String],
+    declared: bool,
+) -> Result<(SchemaRef, Vec<FieldRef>, SchemaRef)> {
+    let mut partitions = Vec::with_capacity(partition_by.len());
+    for name in partition_by {
+        match columns.field_with_name(name) {
+            Ok(field) => partitions.push(Arc::new(field.clone())),
+            Err(_) if !declared => partitions.push(Arc::new(Field::new(name, DataType::Utf8, true))),
+            Err(_) => {
+                return Err(EngineError::Plan(format!("PARTITIONED BY names '{name}', which is not among the columns")));
+            }
+        }
+    }
+    let in_files = columns.fields().iter().filter(|field| !partition_by.contains(field.name()));
+    let files: Vec<FieldRef> = in_files.cloned().collect();
+    if files.is_empty() {
+        return Err(EngineError::Plan("every column is a partition column; none is left for the files".into()));
+    }
+    let schema = if declared {
+        Arc::clone(columns)
+    } else {
+        Arc::new(Schema::new(files.iter().chain(&partitions).cloned().collect::<Vec<_>>()))
+    };
+    Ok((Arc::new(Schema::new(files)), partitions, schema))
+}
+
+fn column_order(schema: &Schema, files: &Schema, partitions: &[FieldRef]) -> Result<Vec<usize>> {
+    let names: Vec<&String> = files.fields().iter().chain(partitions).map(|field| field.name()).collect();
+    let place = |field: &FieldRef| {
+        names.iter().position(|name| *name == field.name()).ok_or_else(|| EngineError::Internal(field.name().clone()))
+    };
+    schema.fields().iter().map(place).collect()
+}
+
+/// The URL to list. A folder that does not exist yet is one, too: `INSERT INTO` will make it.
+fn listing_url(options: &FileOptions) -> Result<ListingTableUrl> {
+    let path = &options.path;
+    let is_pattern = path.contains(['*', '?', '[']) && !path.contains("://");
+    let folder = !is_pattern && !path.ends_with('/') && matches!(Target::resolve(options)?, Target::Folder(_));
+    Ok(ListingTableUrl::parse(if folder { format!("{path}/") } else { path.clone() })?)
+}
+
+/// The ending that files in a folder must have to be read. A named file and a pattern say themselves what they want;
+/// so does a folder in which no file has the format's own ending (Flink and Hadoop write files without any).
+fn extension_filter(options: &FileOptions, url: &ListingTableUrl) -> String {
+    if !url.is_collection() || url.get_glob().is_some() {
+        return String::new();
+    }
+    let extension = format!(".{}", options.extension());
+    match local_path(&options.path) {
+        Ok(Some(folder)) if options.partition_by.is_empty() && foreign_files_only(&folder, &extension) => String::new(),
+        _ => extension,
+    }
+}
+
+fn foreign_files_only(folder: &std::path::Path, extension: &str) -> bool {
+    let Ok(entries) = std::fs::read_dir(folder) else { return false };
+    let mut foreign = false;
+    for entry in entries.flatten().filter(|entry| entry.path().is_file()) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(extension) {
+            return false;
+        }
+        foreign |= !name.starts_with(['.', '_']);
+    }
+    foreign
+}
+
+fn reader(state: &dyn Session, options: &FileOptions) -> Arc<dyn FileFormat> {
+    match options.format {
+        Format::Parquet => {
+            let session = state.default_table_options().parquet;
+            Arc::new(ParquetFormat::default().with_options(TableParquetOptions { global: session.global, ..session }))
+        }
+        Format::Csv => Arc::new(CsvFormat::default().with_options(options.csv.clone())),
+        Format::Json => Arc::new(JsonFormat::default().with_options(options.json.clone())),
+        Format::Arrow => Arc::new(ArrowFormat),
+        Format::Avro => Arc::new(AvroFormat),
+    }
+}
+
+impl FileTable {
+    /// Where `INSERT INTO` writes.
+    ///
+    /// # Errors
+    /// When the path is a pattern.
+    pub fn sink(&self) -> Result<SinkSpec> {
+        Target::resolve(&FileOptions::parse(&self.options)?)?;
+        Ok(SinkSpec {
+            connector: "filesystem".into(),
+            options: self.options.clone(),
+            schema: SchemaSpec(Arc::clone(&self.schema)),
+        })
+    }
+
+    /// DataFusion's table below.
+    pub fn listing(&self) -> &ListingTable {
+        &self.inner
+    }
+
+    fn is_partition_filter(&self, filter: &Expr) -> bool {
+        let names: Vec<&str> = self.partitions.iter().map(|field| field.name().as_str()).collect();
+        !names.is_empty() && expr_applicable_for_cols(&names, filter)
+    }
+
+    /// The scan of a partitioned table: DataFusion lists, the directories' values are typed here (NULL among them),
+    /// files are pruned by them, DataFusion reads.
+    async fn scan_partitioned(
+        &self,
+        state: &dyn Session,
+        projection: Vec<usize>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
+        let listed = self.inner.list_files_for_scan(state, &[], None).await?;
+        let mut files = Vec::new();
+        for file in listed.file_groups.into_iter().flat_map(FileGroup::into_inner) {
+            files.push(hive::typed(file, &self.partitions)?);
+        }
+        let pruning: Vec<Expr> = filters.iter().filter(|filter| self.is_partition_filter(filter)).cloned().collect();
+        let files = hive::prune(state, files, &self.partitions, pruning)?;
+        let options = self.inner.options();
+        let Some(url) = self.inner.table_paths().first().filter(|_| !files.is_empty()) else {
+            return Ok(Arc::new(EmptyExec::new(Arc::new(self.inner_schema().project(&projection)?))));
+        };
+        let files_schema = Arc::new(self.file_columns());
+        let source = options.format.file_source(TableSchema::new(files_schema, self.partitions.clone()));
+        let known: Vec<&Statistics> = files.iter().filter_map(|file| file.statistics.as_deref()).collect();
+        let statistics = if known.len() == files.len() {
+            Statistics::try_merge_iter(known, &self.inner_schema())?
+        } else {
+            Statistics::new_unknown(&self.inner_schema())
+        };
+        let config = FileScanConfigBuilder::new(url.object_store(), source)
+            .with_file_groups(FileGroup::new(files).split_files(state.config().target_partitions()))
+            .with_statistics(statistics)
+            .with_projection_indices(Some(projection))?
+            .with_limit(limit)
+            .build();
+        options.format.create_physical_plan(state, config).await
+    }
+
+    fn file_columns(&self) -> Schema {
+        let all = self.inner.schema();
+        Schema::new(all.fields()[..all.fields().len() - self.partitions.len()].to_vec())
+    }
+
+    /// The columns in the order of `inner`, typed as declared.
+    fn inner_schema(&self) -> Schema {
+        Schema::new(self.file_columns().fields().iter().chain(&self.partitions).cloned().collect::<Vec<_>>())
+    }
+}
+
+#[async_trait]
+impl TableProvider for FileTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
+        let inner: Vec<usize> = match projection {
+            Some(columns) => columns.iter().map(|column| self.order[*column]).collect(),
+            None => self.order.clone(),
+        };
+        if self.partitions.is_empty() {
+            return self.inner.scan(state, Some(&inner), filters, limit).await;
+        }
+        self.scan_partitioned(state, inner, filters, limit).await
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> DataFusionResult<Vec<TableProviderFilterPushDown>> {
+        Ok(filters
+            .iter()
+            .map(|filter| match self.is_partition_filter(filter) {
+                true => TableProviderFilterPushDown::Exact,
+                false => TableProviderFilterPushDown::Inexact,
+            })
+            .collect())
+    }
+}
