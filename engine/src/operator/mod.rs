@@ -10,10 +10,15 @@ mod factory;
 mod filter;
 #[cfg(test)]
 pub(crate) mod harness;
+mod hash_join;
 mod limit;
+mod merge;
+mod nested_loop_join;
 mod project;
 mod scan;
 mod sink;
+mod sort;
+mod wrapped;
 
 use crate::data::{Batch, EngineError, Result, Watermark};
 use crate::time::Timer;
