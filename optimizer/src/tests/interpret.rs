@@ -9,6 +9,7 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::NullEquality;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode as DataFusionMode, PhysicalGroupBy};
 use datafusion::physical_plan::filter::FilterExec;
@@ -204,13 +205,16 @@ async fn run_one(
         OperatorSpec::Limit(spec) => (schema.clone(), limit(batches, &schema, spec.skip, spec.fetch)),
         OperatorSpec::Wrapped(wrapped) => {
             let plan = wrapped.plan.0.clone().transform_up(|node| {
-                Ok(if node.children().is_empty() {
-                    Transformed::yes(memory(&schema, &batches))
-                } else {
-                    Transformed::no(node)
-                })
+                if !node.children().is_empty() {
+                    return Ok(Transformed::no(node));
+                }
+                // The window operators look at the order that the placeholder promised.
+                let order = node.properties().output_ordering().cloned();
+                let source = MemorySourceConfig::try_new(&[batches.clone()], schema.clone(), None)?;
+                let source = source.try_with_sort_information(order.into_iter().collect())?;
+                Ok(Transformed::yes(Arc::new(DataSourceExec::new(Arc::new(source)))))
             });
-            let plan = plan.unwrap().data;
+            let plan: Arc<dyn ExecutionPlan> = plan.unwrap().data;
             (plan.schema(), collect(plan, task.clone()).await.unwrap())
         }
         OperatorSpec::Collect(spec) => declare(batches, &spec.schema),
