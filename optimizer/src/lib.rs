@@ -13,6 +13,8 @@ mod explain;
 mod lower;
 mod properties;
 mod subquery;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;

@@ -10,7 +10,6 @@ use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::physical_plan::FileScanConfig;
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::source_as_provider;
-use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::expr_rewriter::unnormalize_cols;
 use datafusion::logical_expr::{DescribeTable, EmptyRelation, Expr, LogicalPlan, RecursiveQuery, TableScan, Values};
 use datafusion::physical_plan::ExecutionPlan;
@@ -164,10 +163,9 @@ impl Lowering<'_> {
 
     /// The whole recursion runs inside DataFusion's operator, as one split.
     pub(super) async fn recursive_query(&mut self, node: &LogicalPlan, recursive: &RecursiveQuery) -> Result<Stream> {
-        let config = self.session.config().clone().with_target_partitions(1);
-        let session = SessionStateBuilder::new_from_existing(self.session.clone())
-            .with_config(config)
-            .build();
+        // A clone: a session state built anew would register an empty default catalog over the session's own.
+        let mut session = self.session.clone();
+        session.config_mut().options_mut().execution.target_partitions = 1;
         let plan = DefaultPhysicalPlanner::default()
             .create_physical_plan(node, &session)
             .await?;
