@@ -6,10 +6,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, ArrowPrimitiveType, AsArray, BinaryArray, BinaryViewArray, FixedSizeListArray, GenericListArray,
-    LargeBinaryArray, OffsetSizeTrait, StructArray,
-};
+use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray};
 use arrow::buffer::NullBuffer;
 use arrow::compute::{cast, concat};
 use arrow::datatypes::{
@@ -17,9 +14,9 @@ use arrow::datatypes::{
     Int32Type, Int64Type, IntervalDayTimeType, IntervalMonthDayNanoType, IntervalUnit, IntervalYearMonthType,
     UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
-use arrow::row::{RowConverter, SortField};
 
 use crate::data::{Batch, Result};
+use crate::operator::hash_join::columns::KeyColumns;
 use crate::plan::ScalarExpr;
 
 /// A key of two words.
@@ -138,10 +135,7 @@ impl KeyShape {
             let all: Vec<_> = arrays.iter().map(|array| array.logical_nulls()).collect();
             NullBuffer::union_many(all.iter().map(Option::as_ref)).filter(|nulls| nulls.null_count() > 0)
         };
-        let mut columns = KeyColumns {
-            columns: Vec::new(),
-            nulls_match: self.null_equals_null,
-        };
+        let mut columns = KeyColumns::none();
         let words = match &self.form {
             Form::One => Words::Narrow(narrow(&arrays[0])?.unwrap_or_default()),
             Form::OneWide => Words::Wide(wide(&arrays[0]).unwrap_or_default()),
@@ -159,9 +153,7 @@ impl KeyShape {
                 Words::Wide(low.into_iter().zip(high).map(|(low, high)| [low, high]).collect())
             }
             Form::Hashed => {
-                for array in arrays {
-                    columns.columns.push(KeyColumn::new(array)?);
-                }
+                columns = KeyColumns::new(arrays, self.null_equals_null)?;
                 Words::Hashed(columns.hash(rows))
             }
         };
@@ -269,7 +261,7 @@ fn pack(arrays: &[ArrayRef], widths: &[u32], rows: usize) -> Result<Vec<u64>> {
 }
 
 /// Values of up to 64 bits, integers sign-extended, floats in canonical bits.
-fn narrow(array: &ArrayRef) -> Result<Option<Vec<u64>>> {
+pub(super) fn narrow(array: &ArrayRef) -> Result<Option<Vec<u64>>> {
     Ok(Some(match array.data_type() {
         DataType::Null => vec![0; array.len()],
         DataType::Boolean => array.as_boolean().values().iter().map(u64::from).collect(),
@@ -300,7 +292,7 @@ fn narrow(array: &ArrayRef) -> Result<Option<Vec<u64>>> {
 }
 
 /// Values of 128 bits.
-fn wide(array: &ArrayRef) -> Option<Vec<Wide>> {
+pub(super) fn wide(array: &ArrayRef) -> Option<Vec<Wide>> {
     Some(match array.data_type() {
         DataType::Decimal128(_, _) => {
             let values = array.as_primitive::<Decimal128Type>().values();
@@ -328,220 +320,14 @@ fn words<T: ArrowPrimitiveType>(array: &ArrayRef, word: impl Fn(T::Native) -> u6
         .collect()
 }
 
-fn canonical(value: f32) -> f32 {
+/// All NaNs one, both zeros one.
+pub(super) fn canonical(value: f32) -> f32 {
     if value.is_nan() { f32::NAN } else { value + 0.0 }
 }
 
-fn canonical64(value: f64) -> f64 {
+/// All NaNs one, both zeros one.
+pub(super) fn canonical64(value: f64) -> f64 {
     if value.is_nan() { f64::NAN } else { value + 0.0 }
-}
-
-/// Key columns kept to verify what their hashes claim.
-#[derive(Debug)]
-pub(super) struct KeyColumns {
-    columns: Vec<KeyColumn>,
-    nulls_match: bool,
-}
-
-#[derive(Debug)]
-struct KeyColumn {
-    values: Values,
-    nulls: Option<NullBuffer>,
-}
-
-#[derive(Debug)]
-enum Values {
-    Narrow(Vec<u64>),
-    Wide(Vec<Wide>),
-    Bytes(BinaryArray),
-    LargeBytes(LargeBinaryArray),
-    Views(BinaryViewArray),
-}
-
-impl KeyColumns {
-    /// Whether row `row` here equals row `other_row` there.
-    pub(super) fn equal(&self, row: u32, other: &KeyColumns, other_row: u32) -> bool {
-        let mut bad = Vec::new();
-        self.unequal(other, &[(row, other_row)], &mut bad);
-        bad.is_empty()
-    }
-
-    /// Appends the positions of the pairs (row here, row there) that are not equal; one may appear more than once.
-    pub(super) fn unequal(&self, other: &KeyColumns, pairs: &[(u32, u32)], bad: &mut Vec<usize>) {
-        for (left, right) in self.columns.iter().zip(&other.columns) {
-            match (&left.values, &right.values) {
-                (Values::Narrow(l), Values::Narrow(r)) => {
-                    self.check(left, right, pairs, bad, |i, j| l[i] == r[j]);
-                }
-                (Values::Wide(l), Values::Wide(r)) => self.check(left, right, pairs, bad, |i, j| l[i] == r[j]),
-                (Values::Bytes(l), Values::Bytes(r)) => {
-                    self.check(left, right, pairs, bad, |i, j| l.value(i) == r.value(j));
-                }
-                (Values::Views(l), Values::Views(r)) => {
-                    self.check(left, right, pairs, bad, |i, j| l.value(i) == r.value(j));
-                }
-                // A build side of more than 2 GB of strings is widened, its probe side is not.
-                (l, r) => self.check(left, right, pairs, bad, |i, j| l.bytes(i) == r.bytes(j)),
-            }
-        }
-    }
-
-    #[inline]
-    fn check(
-        &self,
-        left: &KeyColumn,
-        right: &KeyColumn,
-        pairs: &[(u32, u32)],
-        bad: &mut Vec<usize>,
-        equal: impl Fn(usize, usize) -> bool,
-    ) {
-        let nullable = self.nulls_match && (left.nulls.is_some() || right.nulls.is_some());
-        for (position, (i, j)) in pairs.iter().enumerate() {
-            let (i, j) = (*i as usize, *j as usize);
-            let same = match nullable {
-                false => equal(i, j),
-                true => match (left.is_null(i), right.is_null(j)) {
-                    (false, false) => equal(i, j),
-                    (l, r) => l == r,
-                },
-            };
-            if !same {
-                bad.push(position);
-            }
-        }
-    }
-
-    fn hash(&self, rows: usize) -> Vec<HashWord> {
-        let mut hashes = vec![HashWord(0); rows];
-        for column in &self.columns {
-            match &column.values {
-                Values::Narrow(v) => column.fold(&mut hashes, |i| v[i]),
-                Values::Wide(v) => column.fold(&mut hashes, |i| mix(v[i][0] ^ SEED_A, v[i][1] ^ SEED_B)),
-                Values::Bytes(v) => column.fold(&mut hashes, |i| hash_bytes(v.value(i))),
-                Values::LargeBytes(v) => column.fold(&mut hashes, |i| hash_bytes(v.value(i))),
-                Values::Views(v) => column.fold(&mut hashes, |i| hash_bytes(v.value(i))),
-            }
-        }
-        hashes
-    }
-
-    /// Bytes kept.
-    pub(super) fn memory_bytes(&self) -> usize {
-        let bytes = |column: &KeyColumn| match &column.values {
-            Values::Narrow(v) => v.capacity() * size_of::<u64>(),
-            Values::Wide(v) => v.capacity() * size_of::<Wide>(),
-            Values::Bytes(v) => v.get_buffer_memory_size(),
-            Values::LargeBytes(v) => v.get_buffer_memory_size(),
-            Values::Views(v) => v.get_buffer_memory_size(),
-        };
-        self.columns.iter().map(bytes).sum()
-    }
-}
-
-impl KeyColumn {
-    fn new(array: &ArrayRef) -> Result<Self> {
-        let nulls = array.logical_nulls();
-        let values = if let Some(values) = narrow(array)? {
-            Values::Narrow(values)
-        } else if let Some(values) = wide(array) {
-            Values::Wide(values)
-        } else {
-            match array.data_type() {
-                DataType::Utf8 => Values::Bytes(array.as_string::<i32>().clone().into()),
-                DataType::LargeUtf8 => Values::LargeBytes(array.as_string::<i64>().clone().into()),
-                DataType::Utf8View => Values::Views(array.as_string_view().clone().to_binary_view()),
-                DataType::Binary => Values::Bytes(array.as_binary::<i32>().clone()),
-                DataType::LargeBinary => Values::LargeBytes(array.as_binary::<i64>().clone()),
-                DataType::BinaryView => Values::Views(array.as_binary_view().clone()),
-                // The rest (nested, decimal256, fixed size binary) is compared in arrow's row format.
-                other => {
-                    let converter = RowConverter::new(vec![SortField::new(other.clone())])?;
-                    let rows = converter.convert_columns(&[canonical_nested(array)?])?;
-                    Values::Bytes(rows.try_into_binary()?)
-                }
-            }
-        };
-        Ok(Self { values, nulls })
-    }
-
-    fn is_null(&self, row: usize) -> bool {
-        self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row))
-    }
-
-    #[inline]
-    fn fold(&self, hashes: &mut [HashWord], value: impl Fn(usize) -> u64) {
-        match &self.nulls {
-            None => {
-                for (i, hash) in hashes.iter_mut().enumerate() {
-                    hash.0 = mix(hash.0 ^ value(i) ^ SEED_A, SEED_B);
-                }
-            }
-            Some(nulls) => {
-                for (i, hash) in hashes.iter_mut().enumerate() {
-                    let bits = if nulls.is_null(i) { SEED_C } else { value(i) };
-                    hash.0 = mix(hash.0 ^ bits ^ SEED_A, SEED_B);
-                }
-            }
-        }
-    }
-}
-
-impl Values {
-    fn bytes(&self, row: usize) -> Option<&[u8]> {
-        match self {
-            Values::Bytes(v) => Some(v.value(row)),
-            Values::LargeBytes(v) => Some(v.value(row)),
-            Values::Views(v) => Some(v.value(row)),
-            Values::Narrow(_) | Values::Wide(_) => None,
-        }
-    }
-}
-
-/// Makes the floats inside nested values canonical, as the row format tells zeros and NaNs apart.
-fn canonical_nested(array: &ArrayRef) -> Result<ArrayRef> {
-    fn list<O: OffsetSizeTrait>(array: &ArrayRef, field: &arrow::datatypes::FieldRef) -> Result<ArrayRef> {
-        let list: &GenericListArray<O> = array.as_list::<O>();
-        let values = canonical_nested(list.values())?;
-        let nulls = list.nulls().cloned();
-        Ok(Arc::new(GenericListArray::<O>::try_new(
-            Arc::clone(field),
-            list.offsets().clone(),
-            values,
-            nulls,
-        )?))
-    }
-    Ok(match array.data_type() {
-        DataType::Float32 => Arc::new(array.as_primitive::<Float32Type>().unary::<_, Float32Type>(canonical)),
-        DataType::Float64 => Arc::new(array.as_primitive::<Float64Type>().unary::<_, Float64Type>(canonical64)),
-        DataType::List(field) => list::<i32>(array, field)?,
-        DataType::LargeList(field) => list::<i64>(array, field)?,
-        DataType::FixedSizeList(field, size) => {
-            let list = array.as_fixed_size_list();
-            let values = canonical_nested(list.values())?;
-            Arc::new(FixedSizeListArray::try_new(
-                Arc::clone(field),
-                *size,
-                values,
-                list.nulls().cloned(),
-            )?)
-        }
-        DataType::Struct(fields) => {
-            let parts = array.as_struct();
-            let columns = parts
-                .columns()
-                .iter()
-                .map(canonical_nested)
-                .collect::<Result<Vec<_>>>()?;
-            let nulls = parts.nulls().cloned();
-            Arc::new(StructArray::try_new_with_length(
-                fields.clone(),
-                columns,
-                nulls,
-                array.len(),
-            )?)
-        }
-        _ => Arc::clone(array),
-    })
 }
 
 /// Bytes of the values of a string or binary array, without its offsets.
@@ -555,41 +341,4 @@ fn value_bytes(array: &ArrayRef) -> usize {
 
 fn span(offsets: &[i32]) -> usize {
     (offsets[offsets.len() - 1] - offsets[0]) as usize
-}
-
-pub(super) const SEED_A: u64 = 0x9e37_79b9_7f4a_7c15;
-pub(super) const SEED_B: u64 = 0xd6e8_feb8_6659_fd93;
-const SEED_C: u64 = 0xa076_1d64_78bd_642f;
-
-/// Folded multiplication: every bit of the result depends on every bit of both factors, for one multiplication.
-#[inline]
-pub(super) fn mix(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    (product as u64) ^ ((product >> 64) as u64)
-}
-
-/// Hashes a string: eight bytes a step, the last step overlapping. Only ever compared within one process.
-#[inline]
-fn hash_bytes(bytes: &[u8]) -> u64 {
-    let word = |at: usize| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&bytes[at..at + 8]);
-        u64::from_le_bytes(word)
-    };
-    let len = bytes.len();
-    if len >= 8 {
-        let mut hash = SEED_C ^ len as u64;
-        let mut at = 0;
-        while at + 16 < len {
-            hash = mix(word(at) ^ hash, word(at + 8) ^ SEED_B);
-            at += 16;
-        }
-        if at + 8 < len {
-            hash = mix(word(at) ^ hash, SEED_B);
-        }
-        return mix(hash ^ word(len - 8), SEED_A);
-    }
-    let mut last = [0; 8];
-    last[..len].copy_from_slice(bytes);
-    mix(u64::from_le_bytes(last) ^ SEED_C, SEED_B ^ len as u64)
 }

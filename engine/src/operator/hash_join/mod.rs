@@ -8,13 +8,17 @@
 //! [`build`] and [`output`] and [`marks`] serve the nested loop join too.
 
 pub(super) mod build;
+mod columns;
 mod keys;
 pub(super) mod marks;
+#[cfg(test)]
+pub(super) mod naive;
 pub(super) mod output;
 mod probe;
+mod slots;
 mod table;
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;
 
 use datafusion::common::{JoinType, ScalarValue};
 
@@ -30,8 +34,8 @@ use crate::plan::HashJoinSpec;
 
 const BUILD: Port = 0;
 
-/// What building the table takes per row besides the table itself: words, first rows, counts and starts.
-const BUILDING_BYTES_PER_ROW: usize = 32;
+/// What building takes per row at most, roughly: slots, words, first rows, counts, starts and order.
+const BUILDING_BYTES_PER_ROW: usize = 64;
 
 /// Joins two inputs on equal keys.
 pub(super) struct HashJoin {

@@ -13,7 +13,8 @@ use crate::operator::hash_join::build::{BuildRows, nullable_rows};
 use crate::operator::hash_join::keys::Keys;
 use crate::operator::hash_join::marks::{Marks, emits_pairs, keeps_unmatched_probe, visits_build};
 use crate::operator::hash_join::output::{Output, Selection, Sides, satisfied};
-use crate::operator::hash_join::table::{Run, Table};
+use crate::operator::hash_join::slots::Run;
+use crate::operator::hash_join::table::Table;
 use crate::operator::{Collector, Context};
 use crate::plan::{HashJoinSpec, JoinFilterSpec};
 
@@ -64,7 +65,7 @@ impl Prober {
                 let mut expansion = Expansion::new(&runs, &self.table, keep_unmatched);
                 while let Some(pairs) = expansion.next(cx.batch_size, |_| false) {
                     cx.cancel.check()?;
-                    let (build, probe) = pairs.selections(self.table.is_unique);
+                    let (build, probe) = pairs.into_selections(self.table.is_unique);
                     output.pairs(sides, &build, &probe, cx, out)?;
                     if out.is_done() {
                         break;
@@ -174,7 +175,7 @@ fn unmatched(hits: &BooleanBuffer, nulls: Option<&NullBuffer>) -> BooleanBuffer 
 }
 
 /// Candidate pairs: row numbers of equal length.
-#[derive(Default)]
+#[derive(Clone)]
 struct Pairs {
     build: Vec<u32>,
     probe: Vec<u32>,
@@ -184,8 +185,12 @@ struct Pairs {
 impl Pairs {
     /// The rows to gather; `unique` when no probe row appears twice.
     fn selections(&self, unique: bool) -> (Selection, Selection) {
+        self.clone().into_selections(unique)
+    }
+
+    fn into_selections(self, unique: bool) -> (Selection, Selection) {
         let build = if !self.has_unmatched {
-            Selection::Take(UInt32Array::from(self.build.clone()))
+            Selection::Take(UInt32Array::from(self.build))
         } else if self.build.iter().all(|row| *row == NO_ROW) {
             Selection::Nulls(self.build.len())
         } else {
@@ -199,7 +204,7 @@ impl Pairs {
                     len: self.probe.len(),
                 }
             }
-            _ => Selection::Take(UInt32Array::from(self.probe.clone())),
+            _ => Selection::Take(UInt32Array::from(self.probe)),
         };
         (build, probe)
     }

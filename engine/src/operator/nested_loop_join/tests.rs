@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::NestedLoopJoin;
 use crate::data::{Batch, EngineError};
 use crate::operator::harness::Harness;
-use crate::operator::hash_join::tests::{JOIN_TYPES, cells, full_schema, less_filter, naive, texts};
+use crate::operator::hash_join::naive::{JOIN_TYPES, cells, full_schema, less_filter, naive, texts};
 use crate::operator::{Operator, ReadNext};
 use crate::plan::NestedLoopJoinSpec;
 
