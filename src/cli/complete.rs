@@ -3,8 +3,10 @@
 use std::rc::Rc;
 
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{Context, Helper, Highlighter, Hinter};
+use rustyline::{Context, Helper};
 use thalweg::Session;
 
 use super::meta::COMMANDS;
@@ -19,7 +21,6 @@ const KEYWORDS: &str = "ALL ALTER AND AS ASC BETWEEN BY CASE CAST CREATE CROSS C
     UNION USE USING VALUES VIEW WATERMARK WHEN WHERE WINDOW WITH";
 
 /// Helps the line editor.
-#[derive(Helper, Hinter, Highlighter)]
 pub(crate) struct Assistant {
     session: Rc<Session>,
     files: FilenameCompleter,
@@ -33,6 +34,14 @@ impl Assistant {
             files: FilenameCompleter::new(),
         }
     }
+}
+
+impl Helper for Assistant {}
+
+impl Highlighter for Assistant {}
+
+impl Hinter for Assistant {
+    type Hint = String;
 }
 
 impl Validator for Assistant {

@@ -56,7 +56,7 @@ pub(crate) struct Interrupts {
     mode: Mode,
     state: Mutex<State>,
     /// How the terminal was before line editing, to be put back when leaving from the prompt.
-    terminal: Option<Termios>,
+    terminal: Mutex<Option<Termios>>,
 }
 
 impl Interrupts {
@@ -72,7 +72,7 @@ impl Interrupts {
         let interrupts = Arc::new(Self {
             mode,
             state: Mutex::default(),
-            terminal,
+            terminal: Mutex::new(terminal),
         });
         let shared = interrupts.clone();
         thread::Builder::new()
@@ -96,7 +96,7 @@ impl Interrupts {
                 }
             }
             Action::Exit => {
-                if let Some(terminal) = &self.terminal {
+                if let Some(terminal) = self.terminal.lock().as_ref() {
                     let _ = tcsetattr(std::io::stdin(), SetArg::TCSANOW, terminal);
                 }
                 signal_hook::low_level::exit(128 + signal);
