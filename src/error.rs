@@ -79,8 +79,8 @@ impl Error {
     }
 
     /// One line that says what to do about it.
-    pub fn remedy(&self) -> Option<&str> {
-        self.remedy.as_deref()
+    pub fn remedy(&self) -> Option<String> {
+        self.remedy.clone()
     }
 
     /// Whether the user or the client ended the query.

@@ -10,13 +10,16 @@ use datafusion::execution::TaskContext;
 use datafusion::logical_expr::dml::CopyTo;
 use datafusion::physical_plan::ExecutionPlan;
 use thalweg_engine::Result;
+use thalweg_engine::operator::SinkJob;
 use thalweg_engine::plan::SinkSpec;
 use thalweg_engine::runtime::ScanDiagnosis;
 use thalweg_optimizer::SinkResolver;
 
 /// Writes go to the connector of their table.
 #[derive(Debug)]
-pub(crate) struct ConnectorResolver;
+pub(crate) struct ConnectorResolver {
+    pub(crate) job: SinkJob,
+}
 
 impl SinkResolver for ConnectorResolver {
     fn copy(&self, copy: &CopyTo) -> Result<SinkSpec> {
@@ -30,6 +33,13 @@ impl SinkResolver for ConnectorResolver {
         _input_schema: &SchemaRef,
     ) -> Result<Option<SinkSpec>> {
         thalweg_connectors::sink_of(provider.as_ref())
+    }
+
+    fn max_writers(&self, sink: &SinkSpec) -> Result<Option<usize>> {
+        match thalweg_connectors::sinks().iter().find(|connector| connector.name() == sink.connector) {
+            Some(connector) => Ok(connector.prepare(sink, &self.job)?.max_parallelism()),
+            None => Ok(None),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What executing a statement gives.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
@@ -45,6 +46,7 @@ pub struct QueryResult {
     metrics: Option<Arc<JobMetrics>>,
     cancel: CancelToken,
     started: Instant,
+    rows_out: Arc<AtomicU64>,
 }
 
 #[expect(clippy::disallowed_methods, reason = "the time that a user waits is the machine's")]
@@ -60,6 +62,7 @@ impl QueryResult {
             cancel: job.canceller(),
             rows: Rows::Job(Box::new(job)),
             started: now(),
+            rows_out: Arc::default(),
         }
     }
 
@@ -70,6 +73,7 @@ impl QueryResult {
             cancel: CancelToken::new(),
             rows: Rows::Ready(batches.into_iter()),
             started: now(),
+            rows_out: Arc::default(),
         }
     }
 
@@ -80,7 +84,11 @@ impl QueryResult {
 
     /// How far the query has come; may be asked from any thread.
     pub fn progress(&self) -> ProgressHandle {
-        ProgressHandle { metrics: self.metrics.clone(), started: self.started }
+        ProgressHandle {
+            metrics: self.metrics.clone(),
+            started: self.started,
+            rows_out: Arc::clone(&self.rows_out),
+        }
     }
 
     /// Cancels the query from any thread.
@@ -93,10 +101,14 @@ impl Iterator for QueryResult {
     type Item = Result<RecordBatch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match &mut self.rows {
-            Rows::Job(job) => job.next().map(|batch| batch.map_err(Error::from)),
-            Rows::Ready(batches) => batches.next().map(Ok),
+        let batch = match &mut self.rows {
+            Rows::Job(job) => job.next()?.map_err(Error::from),
+            Rows::Ready(batches) => Ok(batches.next()?),
+        };
+        if let Ok(batch) = &batch {
+            self.rows_out.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
         }
+        Some(batch)
     }
 }
 
@@ -105,6 +117,7 @@ impl Iterator for QueryResult {
 pub struct ProgressHandle {
     metrics: Option<Arc<JobMetrics>>,
     started: Instant,
+    rows_out: Arc<AtomicU64>,
 }
 
 /// How far a query has come.
@@ -114,6 +127,8 @@ pub struct Progress {
     pub rows_read: u64,
     /// Bytes of those rows in memory.
     pub bytes_read: u64,
+    /// Rows of the result so far.
+    pub rows_out: u64,
     /// Splits handed out.
     pub splits_done: usize,
     /// Splits in all; 0 before the sources are open.
@@ -129,6 +144,7 @@ impl ProgressHandle {
         Progress {
             rows_read: progress.rows_read,
             bytes_read: progress.bytes_read,
+            rows_out: self.rows_out.load(Ordering::Relaxed),
             splits_done: progress.splits_taken,
             splits_total: progress.splits_total,
             elapsed: self.started.elapsed(),

@@ -21,6 +21,7 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use object_store::ObjectStore;
 use parking_lot::RwLock;
 use thalweg_engine::exchange::BufferTimeout;
+use thalweg_engine::operator::SinkJob;
 use thalweg_engine::plan::{JobGraph, decode_job_graph, encode_job_graph};
 use thalweg_engine::runtime::{BudgetPool, Environment, JobHandle, submit};
 use thalweg_engine::time::SystemClock;
@@ -273,7 +274,7 @@ impl Session {
                     self.context().state_ref().write().config_mut().options_mut().set(&key, &value)?;
                     return Ok(Outcome::Done(String::new()));
                 }
-                self.follow(&config);
+                self.follow(&config)?;
                 Ok(Outcome::Done(String::new()))
             }
             settings::Command::Reset { key } => {
@@ -281,7 +282,7 @@ impl Session {
                 let defaults = settings::all(&SessionConfig::default());
                 if let Some((_, value)) = defaults.into_iter().find(|(name, _)| *name == key) {
                     settings::set(&mut config, &key, &value)?;
-                    self.follow(&config);
+                    self.follow(&config)?;
                     return Ok(Outcome::Done(String::new()));
                 }
                 settings::set(&mut config, &key, "").map(|_| Outcome::Done(String::new()))
@@ -290,12 +291,13 @@ impl Session {
     }
 
     /// Tells DataFusion's planner what it must know of our settings.
-    fn follow(&self, config: &SessionConfig) {
+    fn follow(&self, config: &SessionConfig) -> Result<()> {
         let state = self.context().state_ref();
         let mut state = state.write();
         let options = state.config_mut().options_mut();
         options.execution.target_partitions = config.parallelism;
-        options.execution.batch_size = config.batch_size;
+        options.set("datafusion.execution.batch_size", &config.batch_size.to_string())?;
+        Ok(())
     }
 
     fn parse(&self, sql: &str) -> Result<DFStatement> {
@@ -369,7 +371,12 @@ impl Session {
     pub(crate) fn lower(&self, plan: &LogicalPlan) -> Result<JobGraph> {
         let state = self.state();
         let config = self.inner.config.read().clone();
-        let mut options = LoweringOptions::new(config.parallelism, Arc::new(ConnectorResolver));
+        let job = SinkJob {
+            job: "plan".into(),
+            io: self.inner.io.handle().clone(),
+            runtime: Arc::clone(state.runtime_env()),
+        };
+        let mut options = LoweringOptions::new(config.parallelism, Arc::new(ConnectorResolver { job }));
         options.broadcast_threshold_bytes = config.broadcast_threshold_bytes;
         options.blocking_exchanges = config.blocking_exchanges;
         Ok(self.block_on(thalweg_optimizer::lower(plan, &state, &options))?)

@@ -191,9 +191,9 @@ mod tests {
         assert_eq!(config.parallelism, 7);
         let error = set(&mut config, "parallelism.default", "0").unwrap_err();
         assert_eq!(error.to_string(), "cannot set 'parallelism.default' to '0'");
-        assert_eq!(error.remedy(), Some("expected a whole number from 1 to 128"));
+        assert_eq!(error.remedy().as_deref(), Some("expected a whole number from 1 to 128"));
         let error = set(&mut config, "paralelism.default", "2").unwrap_err();
-        assert_eq!(error.remedy(), Some("did you mean 'parallelism.default'?"));
+        assert_eq!(error.remedy().as_deref(), Some("did you mean 'parallelism.default'?"));
         assert!(!set(&mut config, "datafusion.execution.batch_size", "2").unwrap());
         assert!(set(&mut config, "execution.runtime-mode", "streaming").is_err());
     }

@@ -9,6 +9,11 @@ use thalweg_engine::plan::{
 
 /// The plan as an indented tree.
 pub fn explain(graph: &JobGraph) -> String {
+    explain_with(graph, &|_, _| None)
+}
+
+/// The plan as an indented tree, with a note under each operator for which `note` (vertex, place in its chain) has one.
+pub fn explain_with(graph: &JobGraph, note: &dyn Fn(VertexId, usize) -> Option<String>) -> String {
     let mut text = String::new();
     let mut open: Vec<(VertexId, usize, Option<&Edge>)> = (0..graph.vertices.len())
         .rev()
@@ -21,7 +26,7 @@ pub fn explain(graph: &JobGraph) -> String {
             line(&mut text, depth, &exchange(graph, edge));
             depth += 1;
         }
-        depth = chain(&mut text, graph, vertex, depth);
+        depth = chain(&mut text, graph, vertex, depth, note);
         let mut inputs: Vec<&Edge> = graph.inputs_of(vertex).collect();
         inputs.sort_by_key(|edge| edge.input);
         open.extend(inputs.into_iter().rev().map(|edge| (edge.from, depth, Some(edge))));
@@ -38,8 +43,14 @@ fn line(text: &mut String, depth: usize, content: &str) {
 }
 
 /// The operators of a vertex, last first; returns the depth below them.
-fn chain(text: &mut String, graph: &JobGraph, vertex: VertexId, mut depth: usize) -> usize {
-    let vertex = &graph.vertices[vertex];
+fn chain(
+    text: &mut String,
+    graph: &JobGraph,
+    id: VertexId,
+    mut depth: usize,
+    note: &dyn Fn(VertexId, usize) -> Option<String>,
+) -> usize {
+    let vertex = &graph.vertices[id];
     let last = vertex.chain.len().saturating_sub(1);
     for (position, operator) in vertex.chain.iter().enumerate().rev() {
         let mut content = describe(operator);
@@ -51,6 +62,9 @@ fn chain(text: &mut String, graph: &JobGraph, vertex: VertexId, mut depth: usize
             content.push(']');
         }
         line(text, depth, &content);
+        if let Some(note) = note(id, position) {
+            line(text, depth, &format!("  ({note})"));
+        }
         depth += 1;
     }
     depth

@@ -28,7 +28,7 @@ use datafusion::logical_expr::dml::CopyTo;
 use thalweg_engine::Result;
 use thalweg_engine::plan::{JobGraph, SinkSpec};
 
-pub use explain::explain;
+pub use explain::{explain, explain_with};
 pub use subquery::{substitute, uncorrelated_scalar_subqueries};
 
 /// Tells which connector writes what.
@@ -49,6 +49,12 @@ pub trait SinkResolver: fmt::Debug + Send + Sync {
         provider: &Arc<dyn TableProvider>,
         input_schema: &SchemaRef,
     ) -> Result<Option<SinkSpec>>;
+
+    /// The most subtasks that may write to `sink` (a single file has one writer); any number when `None`.
+    ///
+    /// # Errors
+    /// When the sink's options are wrong.
+    fn max_writers(&self, sink: &SinkSpec) -> Result<Option<usize>>;
 }
 
 /// What [`lower`] needs to know beyond the plan.

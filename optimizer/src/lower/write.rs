@@ -54,6 +54,10 @@ impl Lowering<'_> {
         input.hashed.clear();
         input.ordering.clear();
         input.estimate = Estimate::exactly(input.parallelism, &counts);
+        let writers = self.options.sink_resolver.max_writers(&sink)?;
+        if writers.is_some_and(|most| most < input.parallelism) {
+            return Ok(self.gather(input, OperatorSpec::Sink(sink), counts));
+        }
         let written = self.chain(input, OperatorSpec::Sink(sink), Arc::clone(&counts));
         if written.is_single() {
             return Ok(written);
