@@ -1,0 +1,14 @@
+//! End-to-end tests of the package: real queries over real files through the real runtime, against answers that others
+//! computed.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod answers;
+mod bad_input;
+mod differential;
+mod many_jobs;
+mod quickstart;
+mod statements;
+mod tpcds;
+mod tpch;
+mod writes;
