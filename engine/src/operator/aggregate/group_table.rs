@@ -2,7 +2,7 @@
 //!
 //! Columns are first brought to a *key type* (dictionaries and run-ends to their values, booleans to bytes), then
 //! numbered by the cheapest [`KeyStore`] that can hold them. A store that is too narrow for what turns up later (the
-//! first NULL in a packed key) is replaced: its keys go, in order, into a wider one, so that group numbers stand.
+//! first NULL or the first long string in a packed key) is replaced: its keys go, in order, into a wider one, so that group numbers stand.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use arrow::datatypes::{ArrowDictionaryKeyType, ArrowNativeType, DataType};
 
 use super::canonical::{canonical_floats, has_nested_float};
 use super::column_keys::ColumnKeys;
-use super::packed_keys::PackedKeys;
+use super::packed_bytes::longest;
+use super::packed_keys::{PackedKeys, Seen};
 use crate::data::{EngineError, Result};
 
 /// Distinct keys, numbered in order of first appearance.
@@ -48,7 +49,7 @@ pub(super) struct GroupTable {
     declared: Vec<DataType>,
     types: Vec<DataType>,
     nested_floats: Vec<bool>,
-    with_null: Vec<bool>,
+    seen: Vec<Seen>,
     store: Box<dyn KeyStore>,
     dictionary_groups: Vec<usize>,
 }
@@ -60,14 +61,14 @@ impl GroupTable {
     /// When a type cannot be a group key.
     pub(super) fn new(declared: Vec<DataType>) -> Result<Self> {
         let types: Vec<DataType> = declared.iter().map(key_type).collect();
-        let with_null = vec![false; types.len()];
-        let store = store_for(&types, &with_null)?;
+        let seen = vec![Seen::default(); types.len()];
+        let store = store_for(&types, &seen)?;
         let nested_floats = types.iter().map(has_nested_float).collect();
         Ok(Self {
             declared,
             types,
             nested_floats,
-            with_null,
+            seen,
             store,
             dictionary_groups: Vec::new(),
         })
@@ -136,7 +137,7 @@ impl GroupTable {
     /// # Errors
     /// As for `new`.
     pub(super) fn clear(&mut self) -> Result<()> {
-        self.store = store_for(&self.types, &self.with_null)?;
+        self.store = store_for(&self.types, &self.seen)?;
         Ok(())
     }
 
@@ -148,10 +149,11 @@ impl GroupTable {
     }
 
     fn widen(&mut self, keys: &[ArrayRef]) -> Result<()> {
-        for (seen, key) in self.with_null.iter_mut().zip(keys) {
-            *seen |= key.logical_null_count() > 0;
+        for (seen, key) in self.seen.iter_mut().zip(keys) {
+            seen.nulls |= key.logical_null_count() > 0;
+            seen.longest = seen.longest.max(longest(key));
         }
-        let mut wider = store_for(&self.types, &self.with_null)?;
+        let mut wider = store_for(&self.types, &self.seen)?;
         if self.store.len() > 0 {
             let held = self.store.emit(0..self.store.len())?;
             wider.intern(&held, &mut Vec::with_capacity(self.store.len()))?;
@@ -240,11 +242,11 @@ fn to_type(column: &ArrayRef, wanted: &DataType) -> Result<ArrayRef> {
     Ok(cast(column, wanted)?)
 }
 
-fn store_for(types: &[DataType], with_null: &[bool]) -> Result<Box<dyn KeyStore>> {
-    if let Some(packed) = PackedKeys::<u64>::try_new(types, with_null) {
+fn store_for(types: &[DataType], seen: &[Seen]) -> Result<Box<dyn KeyStore>> {
+    if let Some(packed) = PackedKeys::<u64>::try_new(types, seen) {
         return Ok(Box::new(packed));
     }
-    if let Some(packed) = PackedKeys::<u128>::try_new(types, with_null) {
+    if let Some(packed) = PackedKeys::<u128>::try_new(types, seen) {
         return Ok(Box::new(packed));
     }
     Ok(Box::new(ColumnKeys::new(types)?))

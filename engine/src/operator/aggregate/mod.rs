@@ -11,6 +11,7 @@ mod group_table;
 mod grouped;
 mod key_column;
 mod key_value;
+mod packed_bytes;
 mod packed_keys;
 mod row_column;
 mod slots;

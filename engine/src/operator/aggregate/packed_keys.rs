@@ -1,4 +1,4 @@
-//! Keys of fixed width, several columns packed into one `u64` or `u128`: equality is one comparison, the hash one or
+//! Keys of fixed width and short strings, several columns packed into one `u64` or `u128`: equality is one comparison, the hash one or
 //! two multiplications, and a key is stored once, inline in a vector.
 
 use std::ops::{BitOrAssign, Range, Shl};
@@ -10,8 +10,9 @@ use arrow::datatypes::{ArrowPrimitiveType, DataType};
 
 use super::group_table::KeyStore;
 use super::key_value::{KeyValue, combine, hash_word};
+use super::packed_bytes;
 use super::slots::{Probed, Slots};
-use crate::data::{EngineError, Result};
+use crate::data::Result;
 
 /// The word that a key is packed into.
 pub(super) trait Word: Copy + Default + Eq + Send + BitOrAssign + Shl<u32, Output = Self> + 'static {
@@ -71,9 +72,21 @@ pub(super) fn packed_width(data_type: &DataType) -> Option<u32> {
     .filter(|bits| *bits <= 128)
 }
 
+/// What has been seen of a key column, and hence a layout must have room for.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Seen {
+    /// There have been NULLs.
+    pub(super) nulls: bool,
+    /// The length of the longest string.
+    pub(super) longest: usize,
+}
+
 struct PackedColumn {
     data_type: DataType,
     shift: u32,
+    width: u32,
+    /// Whether the column is of strings, whose NULL is a length.
+    strings: bool,
     /// The bit that says that the value is NULL, if the layout has one.
     null_bit: Option<u32>,
 }
@@ -96,26 +109,33 @@ enum Index {
 }
 
 impl<W: Word> PackedKeys<W> {
-    /// A layout for columns of these types; `None` when they do not fit. `with_null` says which columns have been seen
-    /// to hold NULLs: a single column needs no bit for that.
-    pub(super) fn try_new(types: &[DataType], with_null: &[bool]) -> Option<Self> {
+    /// A layout for columns of these types; `None` when they do not fit. Only what has been `seen` gets room.
+    pub(super) fn try_new(types: &[DataType], seen: &[Seen]) -> Option<Self> {
         let mut columns = Vec::with_capacity(types.len());
         let mut used = 0;
-        for (data_type, with_null) in types.iter().zip(with_null) {
-            let width = packed_width(data_type)?;
-            let null_bit = (*with_null && types.len() > 1).then_some(used + width);
+        for (data_type, seen) in types.iter().zip(seen) {
+            let as_string = packed_bytes::field_width(data_type, seen.longest);
+            let strings = as_string.is_some();
+            let width = as_string.or_else(|| packed_width(data_type))?;
+            // A single column keeps its NULL aside.
+            let null_bit = (seen.nulls && !strings && types.len() > 1).then_some(used + width);
             columns.push(PackedColumn {
                 data_type: data_type.clone(),
                 shift: used,
+                width,
+                strings,
                 null_bit,
             });
             used += width + u32::from(null_bit.is_some());
+        }
+        if used > W::BITS {
+            return None;
         }
         let index = match used {
             0..=16 => Index::Direct(vec![0; 1 << used]),
             _ => Index::Hashed(Slots::new()),
         };
-        (used <= W::BITS).then(|| Self {
+        Some(Self {
             columns,
             keys: Vec::new(),
             index,
@@ -135,7 +155,7 @@ impl<W: Word> PackedKeys<W> {
             }
             downcast_primitive! {
                 array.data_type() => (pack),
-                other => return Err(EngineError::Internal(format!("a group key of type {other} cannot be packed")))
+                _ => packed_bytes::pack(array, column.shift, column.width, &mut self.batch)?
             }
         }
         Ok(())
@@ -245,11 +265,13 @@ where
 
 impl<W: Word> KeyStore for PackedKeys<W> {
     fn accepts(&self, arrays: &[ArrayRef]) -> bool {
-        arrays.len() == 1
-            || arrays
-                .iter()
-                .zip(&self.columns)
-                .all(|(array, column)| column.null_bit.is_some() || array.null_count() == 0)
+        arrays.iter().zip(&self.columns).all(|(array, column)| {
+            if column.strings {
+                packed_bytes::longest(array) < column.width as usize / 8
+            } else {
+                arrays.len() == 1 || column.null_bit.is_some() || array.null_count() == 0
+            }
+        })
     }
 
     fn intern(&mut self, arrays: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
@@ -259,7 +281,7 @@ impl<W: Word> KeyStore for PackedKeys<W> {
         }
         self.pack(arrays, rows)?;
         let only_nulls = match arrays {
-            [only] => only.nulls().filter(|nulls| nulls.null_count() > 0),
+            [only] if !self.columns[0].strings => only.nulls().filter(|nulls| nulls.null_count() > 0),
             _ => None,
         };
         self.find_or_insert(only_nulls, groups);
@@ -288,7 +310,7 @@ impl<W: Word> KeyStore for PackedKeys<W> {
             }
             downcast_primitive! {
                 &column.data_type => (unpack),
-                other => Err(EngineError::Internal(format!("a group key of type {other} cannot be unpacked")))
+                _ => packed_bytes::unpack(keys, column.shift, column.width, &column.data_type)
             }
         };
         self.columns.iter().map(emit).collect()

@@ -217,6 +217,34 @@ fn a_null_that_comes_late_does_not_disturb_the_groups() {
 }
 
 #[test]
+fn strings_that_grow_and_nulls_among_them_do_not_disturb_the_groups() {
+    let lengths = [0usize, 1, 1, 3, 4, 7, 8, 12, 13, 15, 16, 40];
+    let text = |n: usize| {
+        (n % 11 != 5).then(|| "a\0bc".repeat(12)[..lengths[n / 20]].to_string() + if n % 3 == 0 { "\0" } else { "" })
+    };
+    let strings: ArrayRef = Arc::new(StringArray::from_iter((0..240).map(text)));
+    let values: Vec<_> = (0..240).map(Some).collect();
+    for to in [
+        DataType::Utf8,
+        DataType::LargeUtf8,
+        DataType::Utf8View,
+        DataType::Binary,
+        DataType::BinaryView,
+    ] {
+        let key = cast(&strings, &to).unwrap();
+        for rows in [7, 20, 240] {
+            check(&[Arc::clone(&key)], &values, rows);
+            check(&[Arc::clone(&key), Arc::clone(&key)], &values, rows);
+            check(
+                &[Arc::new(Int32Array::from_iter_values(0..240)), Arc::clone(&key)],
+                &values,
+                rows,
+            );
+        }
+    }
+}
+
+#[test]
 fn a_dictionary_with_unused_doubled_and_null_values_groups_by_value() {
     let values = StringArray::from(vec![Some("a"), Some("unused"), Some("a"), None, Some("b")]);
     let indices = [Some(0i8), Some(2), None, Some(3), Some(4), Some(0), Some(2), Some(4)];
