@@ -110,7 +110,7 @@ impl FullSort {
             sort_entries(entries, &rows);
         }
         drop(rows);
-        let gather = Gather::new(std::mem::take(&mut self.batches))?;
+        let gather = Gather::new(schema, std::mem::take(&mut self.batches), cx)?;
         let order = if encoder.nulls_first() {
             [nulls, values]
         } else {
@@ -150,7 +150,7 @@ const SHORT_RUN: usize = 24;
 const DEEP: usize = 512;
 
 /// Sorts rows that agree up to byte `depth`: by the next eight bytes, and then the runs that still agree.
-fn sort_run(mut run: &mut [Entry], rows: &[Rows], mut depth: usize) {
+fn sort_run(run: &mut [Entry], rows: &[Rows], mut depth: usize) {
     let bytes = |entry: Entry| {
         let (batch, row) = place(entry);
         rows[batch].row(row).data()
@@ -182,7 +182,6 @@ fn sort_run(mut run: &mut [Entry], rows: &[Rows], mut depth: usize) {
             break;
         }
         // A prefix that all share costs a turn of the loop, not a call.
-        run = &mut run[..];
     }
     for run in run.chunk_by_mut(|a, b| prefix(*a) == prefix(*b)) {
         sort_run(run, rows, depth);
