@@ -100,9 +100,10 @@ impl FullSort {
     }
 
     pub(super) fn finish(&mut self, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
-        let Some(encoder) = self.encoder.take() else {
+        let (Some(encoder), Some(first)) = (self.encoder.take(), self.batches.first()) else {
             return Ok(());
         };
+        let schema = first.schema();
         let (mut values, mut nulls) = (std::mem::take(&mut self.values), std::mem::take(&mut self.nulls));
         let rows = std::mem::take(&mut self.rows);
         for entries in [&mut values, &mut nulls] {
@@ -110,6 +111,7 @@ impl FullSort {
             sort_entries(entries, &rows);
         }
         drop(rows);
+        cx.memory.shrink(std::mem::take(&mut self.row_bytes));
         let gather = Gather::new(schema, std::mem::take(&mut self.batches), cx)?;
         let order = if encoder.nulls_first() {
             [nulls, values]
