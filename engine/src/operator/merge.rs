@@ -6,7 +6,7 @@ use arrow::compute::interleave_record_batch;
 use datafusion::common::utils::memory::get_record_batch_memory_size;
 
 use crate::data::{Batch, EngineError, Result};
-use crate::operator::sort::{BatchKeys, KeyEncoder};
+use crate::operator::sort::{BatchKeys, KeyEncoder, without_unused_strings};
 use crate::operator::{Collector, Context, Operator, Port, ReadNext};
 use crate::plan::MergeSpec;
 
@@ -110,7 +110,7 @@ impl Merge {
             let batches: Vec<&Batch> = self.batches.iter().map(|held| &held.batch).collect();
             let merged = interleave_record_batch(&batches, &self.pending)?;
             self.pending.clear();
-            out.collect(merged)?;
+            out.collect(without_unused_strings(merged)?)?;
         }
         self.release(cx)
     }

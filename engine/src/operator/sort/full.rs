@@ -100,9 +100,10 @@ impl FullSort {
     }
 
     pub(super) fn finish(&mut self, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
-        let Some(encoder) = self.encoder.take() else {
+        let (Some(encoder), Some(first)) = (self.encoder.take(), self.batches.first()) else {
             return Ok(());
         };
+        let schema = first.schema();
         let (mut values, mut nulls) = (std::mem::take(&mut self.values), std::mem::take(&mut self.nulls));
         let rows = std::mem::take(&mut self.rows);
         for entries in [&mut values, &mut nulls] {
@@ -110,7 +111,8 @@ impl FullSort {
             sort_entries(entries, &rows);
         }
         drop(rows);
-        let gather = Gather::new(std::mem::take(&mut self.batches))?;
+        cx.memory.shrink(std::mem::take(&mut self.row_bytes));
+        let gather = Gather::new(schema, std::mem::take(&mut self.batches), cx)?;
         let order = if encoder.nulls_first() {
             [nulls, values]
         } else {
@@ -150,7 +152,7 @@ const SHORT_RUN: usize = 24;
 const DEEP: usize = 512;
 
 /// Sorts rows that agree up to byte `depth`: by the next eight bytes, and then the runs that still agree.
-fn sort_run(mut run: &mut [Entry], rows: &[Rows], mut depth: usize) {
+fn sort_run(run: &mut [Entry], rows: &[Rows], mut depth: usize) {
     let bytes = |entry: Entry| {
         let (batch, row) = place(entry);
         rows[batch].row(row).data()
@@ -182,7 +184,6 @@ fn sort_run(mut run: &mut [Entry], rows: &[Rows], mut depth: usize) {
             break;
         }
         // A prefix that all share costs a turn of the loop, not a call.
-        run = &mut run[..];
     }
     for run in run.chunk_by_mut(|a, b| prefix(*a) == prefix(*b)) {
         sort_run(run, rows, depth);

@@ -14,6 +14,7 @@ use crate::operator::sort::top_n::TopN;
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::SortSpec;
 
+pub(in crate::operator) use gather::without_unused_strings;
 pub(in crate::operator) use keys::{BatchKeys, KeyEncoder};
 
 /// Sorts its input; with `fetch`, keeps the first rows only. Equal rows keep no particular order, but the same input

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, AsArray, BooleanArray, Decimal128Array, DictionaryArray, Float32Array, Float64Array, Int8Array,
+    Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, DictionaryArray, Float32Array, Float64Array, Int8Array,
     Int32Array, Int64Array, ListArray, NullArray, StringArray, StringViewArray, StructArray, TimestampMicrosecondArray,
 };
 use arrow::compute::concat_batches;
@@ -376,11 +376,7 @@ fn a_dictionary_may_hold_nulls_in_its_values_or_nothing_at_all() {
         Arc::new(StringArray::from(Vec::<&str>::new())),
     );
     let batches = [with_null, empty].map(|column| {
-        let schema = Schema::new(vec![Field::new(
-            "d",
-            arrow::array::Array::data_type(&column).clone(),
-            true,
-        )]);
+        let schema = Schema::new(vec![Field::new("d", column.data_type().clone(), true)]);
         Batch::try_new(Arc::new(schema), vec![Arc::new(column)]).unwrap()
     });
     let keys = sort_keys(&[(0, false, false)], &batches[0].schema());
@@ -498,6 +494,57 @@ fn all_memory_is_given_back_at_the_end() {
         harness.end(0).unwrap();
         assert_eq!(harness.memory.reserved_bytes(), 0);
     }
+}
+
+#[test]
+fn a_sort_whose_columns_do_not_fit_twice_still_ends() {
+    let keys = || sort_keys(&[(1, true, false)], &schema());
+    let rows: Vec<Row> = (0..300)
+        .map(|id| Row {
+            text: Some(format!("{id}")),
+            ..row(id, Some(id * 7 % 300))
+        })
+        .collect();
+    let mut roomy = Harness::new(Sort::new(SortSpec {
+        keys: keys(),
+        fetch: None,
+    }));
+    chop(&rows, &[50])
+        .into_iter()
+        .for_each(|batch| roomy.push(0, batch).unwrap());
+    let tight = Harness::with_memory(
+        Sort::new(SortSpec {
+            keys: keys(),
+            fetch: None,
+        }),
+        roomy.memory.peak_bytes(),
+    );
+    let output = tight.run(vec![chop(&rows, &[50])]).unwrap();
+    check(&rows, &[(1, true, false)], None, 8192, &output);
+}
+
+#[test]
+fn sorted_views_do_not_keep_the_strings_of_the_whole_input() {
+    let long = "a text that is too long to be inline, ".repeat(10);
+    let rows: Vec<Row> = (0..2000)
+        .map(|id| Row {
+            text: Some(format!("{id:04}{long}")),
+            ..row(id, None)
+        })
+        .collect();
+    let output = sort(
+        chop(&rows, &[100]),
+        sort_keys(&[(7, true, false)], &schema()),
+        None,
+        100,
+    );
+    check(&rows, &[(7, true, false)], None, 100, &output);
+    let bytes = output
+        .iter()
+        .map(|batch| batch.column(7).get_array_memory_size())
+        .max()
+        .unwrap();
+    assert!(bytes < 200 * 400, "{bytes} bytes for 100 texts of 400");
 }
 
 #[test]

@@ -2,14 +2,13 @@
 //! batch is first measured against it by its first key alone: almost all rows of a long input end there.
 
 use std::cmp::Ordering;
-use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, UInt32Array};
+use arrow::array::UInt32Array;
 use arrow::compute::{interleave_record_batch, take_record_batch};
-use arrow::datatypes::DataType;
 use datafusion::common::utils::memory::RecordBatchMemoryCounter;
 
 use crate::data::{Batch, Result};
+use crate::operator::sort::gather::without_unused_strings;
 use crate::operator::sort::keys::{BatchKeys, KeyEncoder};
 use crate::operator::{Collector, Context};
 use crate::plan::SortKey;
@@ -102,7 +101,8 @@ impl TopN {
         if rows.len() == batch.num_rows() {
             return Ok(Some(Piece { batch, keys }));
         }
-        let batch = take(&batch, rows.iter().map(|row| *row as u32).collect())?;
+        let rows: UInt32Array = rows.into_iter().map(|row| row as u32).collect();
+        let batch = without_unused_strings(take_record_batch(&batch, &rows)?)?;
         let keys = encoder.encode(&batch)?;
         Ok(Some(Piece { batch, keys }))
     }
@@ -155,7 +155,7 @@ impl TopN {
 
     /// Drops all but the first rows, and sets the limit to the last of these.
     fn compact(&mut self, encoder: &KeyEncoder, cx: &mut Context) -> Result<()> {
-        let batch = without_unused_strings(&self.gather(&self.first_places())?)?;
+        let batch = self.gather(&self.first_places())?;
         let keys = encoder.encode(&batch)?;
         self.pieces.clear();
         self.held_rows = 0;
@@ -167,7 +167,7 @@ impl TopN {
 
     fn gather(&self, places: &[Place]) -> Result<Batch> {
         let batches: Vec<&Batch> = self.pieces.iter().map(|piece| &piece.batch).collect();
-        Ok(interleave_record_batch(&batches, places)?)
+        without_unused_strings(interleave_record_batch(&batches, places)?)
     }
 
     pub(super) fn finish(&mut self, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
@@ -188,22 +188,4 @@ impl TopN {
         self.batch_bytes = RecordBatchMemoryCounter::new();
         Ok(())
     }
-}
-
-fn take(batch: &Batch, rows: Vec<u32>) -> Result<Batch> {
-    let few = rows.len() * 2 < batch.num_rows();
-    let taken = take_record_batch(batch, &UInt32Array::from(rows))?;
-    if few { without_unused_strings(&taken) } else { Ok(taken) }
-}
-
-/// Copies the strings that views refer to: a few rows must not keep the buffers of a whole batch.
-fn without_unused_strings(batch: &Batch) -> Result<Batch> {
-    let columns = batch.columns().iter().map(|column| -> ArrayRef {
-        match column.data_type() {
-            DataType::Utf8View => Arc::new(column.as_string_view().gc()),
-            DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
-            _ => Arc::clone(column),
-        }
-    });
-    Ok(Batch::try_new(batch.schema(), columns.collect())?)
 }

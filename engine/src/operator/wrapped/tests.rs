@@ -107,9 +107,10 @@ fn rows_come_out_as_soon_as_the_plan_has_them() {
 
 #[test]
 fn unnest_repeats_a_row_per_element() {
+    let batches = [&[(2, 5), (0, 6)][..], &[(1, 7)], &[(3, 8)]].map(|rows| batch(rows).project(&[1, 2]).unwrap());
     let output = run(
         plan_of("SELECT v, CAST(unnest(l) AS BIGINT) AS e FROM t"),
-        vec![batch(&[(2, 5), (0, 6)]), batch(&[(1, 7)]), batch(&[(3, 8)])],
+        batches.to_vec(),
     );
     assert_eq!(int_column(&output, 0), [5, 5, 7, 8, 8, 8]);
     assert_eq!(int_column(&output, 1), [5, 5, 7, 8, 8, 8]);
