@@ -22,7 +22,11 @@ impl Options {
             .map(|(key, value)| (key.to_lowercase(), value.clone()))
             .filter(|(key, _)| key != "connector")
             .collect();
-        Self { connector, left, known: Vec::new() }
+        Self {
+            connector,
+            left,
+            known: Vec::new(),
+        }
     }
 
     /// Takes an option.
@@ -40,7 +44,11 @@ impl Options {
         T::Err: Display,
     {
         self.take(key)
-            .map(|text| text.trim().parse().map_err(|e| self.bad_value(key, &text, &format!("{e}"))))
+            .map(|text| {
+                text.trim()
+                    .parse()
+                    .map_err(|e| self.bad_value(key, &text, &format!("{e}")))
+            })
             .transpose()
     }
 
@@ -57,7 +65,10 @@ impl Options {
 
     /// The error for a value that cannot be used.
     pub fn bad_value(&self, key: &str, value: &str, why: &str) -> EngineError {
-        EngineError::Plan(format!("connector '{}': option '{key}' = '{value}': {why}", self.connector))
+        EngineError::Plan(format!(
+            "connector '{}': option '{key}' = '{value}': {why}",
+            self.connector
+        ))
     }
 
     /// Ends the reading.

@@ -48,7 +48,11 @@ pub fn create_table(
     Print::parse(options)?;
     let mut options = options.clone();
     options.retain(|key, _| !key.eq_ignore_ascii_case("connector"));
-    let sink = SinkSpec { connector: "print".into(), options, schema: SchemaSpec(Arc::clone(&columns)) };
+    let sink = SinkSpec {
+        connector: "print".into(),
+        options,
+        schema: SchemaSpec(Arc::clone(&columns)),
+    };
     Ok(Arc::new(SinkTable::try_new(name, columns, sink)?))
 }
 
@@ -75,7 +79,10 @@ impl PreparedSink for Print {
             (identifier, false) => format!("{identifier}> "),
             (identifier, true) => format!("{identifier}:{}> ", subtask + 1),
         };
-        Ok(Box::new(PrintWriter { prefix, standard_error: self.standard_error }))
+        Ok(Box::new(PrintWriter {
+            prefix,
+            standard_error: self.standard_error,
+        }))
     }
 
     fn commit(&self) -> Result<()> {
@@ -106,7 +113,10 @@ impl PrintWriter {
                 if i > 0 {
                     text.push_str(", ");
                 }
-                column.value(row).write(&mut text).map_err(|e| EngineError::Internal(e.to_string()))?;
+                column
+                    .value(row)
+                    .write(&mut text)
+                    .map_err(|e| EngineError::Internal(e.to_string()))?;
             }
             text.push_str("]\n");
         }
@@ -123,7 +133,10 @@ impl SinkWriter for PrintWriter {
         } else {
             ("stdout", std::io::stdout().lock().write_all(text.as_bytes()))
         };
-        written.map_err(|source| EngineError::Io { path: path.into(), source })
+        written.map_err(|source| EngineError::Io {
+            path: path.into(),
+            source,
+        })
     }
 
     fn held_bytes(&self) -> usize {
@@ -135,7 +148,10 @@ impl SinkWriter for PrintWriter {
     }
 
     fn finish(&mut self) -> Result<()> {
-        std::io::stdout().flush().map_err(|source| EngineError::Io { path: "stdout".into(), source })
+        std::io::stdout().flush().map_err(|source| EngineError::Io {
+            path: "stdout".into(),
+            source,
+        })
     }
 }
 
@@ -150,7 +166,10 @@ mod tests {
         let a: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), None]));
         let b: ArrayRef = Arc::new(StringArray::from(vec!["x", "y"]));
         let batch = Batch::try_from_iter([("a", a), ("b", b)]).unwrap();
-        let writer = PrintWriter { prefix: "p:2> ".into(), standard_error: false };
+        let writer = PrintWriter {
+            prefix: "p:2> ".into(),
+            standard_error: false,
+        };
         assert_eq!(writer.lines(&batch).unwrap(), "p:2> +I[1, x]\np:2> +I[NULL, y]\n");
     }
 
@@ -158,6 +177,9 @@ mod tests {
     fn an_unknown_option_is_named_with_the_valid_ones() {
         let options = BTreeMap::from([("print-identifer".to_string(), "x".to_string())]);
         let message = Print::parse(&options).unwrap_err().to_string();
-        assert!(message.contains("'print-identifer'") && message.contains("print-identifier, standard-error"), "{message}");
+        assert!(
+            message.contains("'print-identifer'") && message.contains("print-identifier, standard-error"),
+            "{message}"
+        );
     }
 }

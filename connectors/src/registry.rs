@@ -48,9 +48,15 @@ pub async fn create_table(
     partition_cols: &[String],
     options: &BTreeMap<String, String>,
 ) -> Result<Arc<dyn TableProvider>> {
-    let connector = options.iter().find(|(key, _)| key.eq_ignore_ascii_case("connector")).map(|(_, value)| value);
+    let connector = options
+        .iter()
+        .find(|(key, _)| key.eq_ignore_ascii_case("connector"))
+        .map(|(_, value)| value);
     let Some(connector) = connector else {
-        return Err(EngineError::Plan(format!("table '{name}' needs the option 'connector'; known are: {}", known())));
+        return Err(EngineError::Plan(format!(
+            "table '{name}' needs the option 'connector'; known are: {}",
+            known()
+        )));
     };
     let lower = connector.trim().to_lowercase();
     if lower != "filesystem" && !partition_cols.is_empty() {

@@ -33,7 +33,11 @@ impl SinkTable {
                 sink.connector
             )));
         }
-        Ok(Self { name: name.to_string(), schema, sink })
+        Ok(Self {
+            name: name.to_string(),
+            schema,
+            sink,
+        })
     }
 
     /// Where `INSERT INTO` writes.
@@ -59,6 +63,10 @@ impl TableProvider for SinkTable {
         _filters: &[Expr],
         _limit: Option<usize>,
     ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        plan_err!("table {} is a sink ('connector' = '{}'), it cannot be read", self.name, self.sink.connector)
+        plan_err!(
+            "table {} is a sink ('connector' = '{}'), it cannot be read",
+            self.name,
+            self.sink.connector
+        )
     }
 }

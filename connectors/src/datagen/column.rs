@@ -24,11 +24,22 @@ pub(super) struct Column {
 #[derive(Clone, Debug)]
 enum Kind {
     /// `start`, `start + 1`, .. `end`.
-    Sequence { start: i64, end: i64 },
+    Sequence {
+        start: i64,
+        end: i64,
+    },
     /// From `min` to `max` inclusive: integers, dates, timestamps and decimals (unscaled).
-    Whole { min: i64, max: i64 },
-    Float { min: f64, max: f64 },
-    Text { length: usize },
+    Whole {
+        min: i64,
+        max: i64,
+    },
+    Float {
+        min: f64,
+        max: f64,
+    },
+    Text {
+        length: usize,
+    },
     Boolean,
 }
 
@@ -49,7 +60,12 @@ impl Column {
             "random" => Self::random(&data_type, &key, options)?,
             other => return Err(options.bad_value(&key("kind"), other, "must be random or sequence")),
         };
-        Ok(Self { data_type, kind, null_rate, seed: mix(seed ^ mix(index as u64 + 1)) })
+        Ok(Self {
+            data_type,
+            kind,
+            null_rate,
+            seed: mix(seed ^ mix(index as u64 + 1)),
+        })
     }
 
     fn sequence(data_type: &DataType, key: &dyn Fn(&str) -> String, options: &mut Options) -> Result<Kind> {
@@ -67,7 +83,9 @@ impl Column {
 
     fn random(data_type: &DataType, key: &dyn Fn(&str) -> String, options: &mut Options) -> Result<Kind> {
         if is_text(data_type) {
-            return Ok(Kind::Text { length: options.take_parsed(&key("length"))?.unwrap_or(100) });
+            return Ok(Kind::Text {
+                length: options.take_parsed(&key("length"))?.unwrap_or(100),
+            });
         }
         let bound = |name: &str, options: &mut Options| -> Result<Option<String>> { Ok(options.take(&key(name))) };
         match data_type {
@@ -84,7 +102,7 @@ impl Column {
                 let (least, most) = default_range(other).ok_or_else(|| {
                     EngineError::Plan(format!("connector 'datagen' cannot make up values of type {other}"))
                 })?;
-                let mut read = |name: &str, default: i64, options: &mut Options| match bound(name, options)? {
+                let read = |name: &str, default: i64, options: &mut Options| match bound(name, options)? {
                     None => Ok(default),
                     Some(text) => {
                         whole(&text, other).map_err(|why| options.bad_value(&key(name), &text, &why.to_string()))
@@ -111,11 +129,15 @@ impl Column {
 
     /// The values of rows `first .. first + count`.
     pub(super) fn values(&self, first: u64, count: usize) -> std::result::Result<ArrayRef, arrow::error::ArrowError> {
-        let noise = |i: usize| mix(self.seed.wrapping_add((first + i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        let noise = |i: usize| {
+            mix(self
+                .seed
+                .wrapping_add((first + i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+        };
         let values: ArrayRef = match self.kind {
-            Kind::Sequence { start, .. } => {
-                Arc::new(Int64Array::from_iter_values((0..count).map(|i| start.wrapping_add((first + i as u64) as i64))))
-            }
+            Kind::Sequence { start, .. } => Arc::new(Int64Array::from_iter_values(
+                (0..count).map(|i| start.wrapping_add((first + i as u64) as i64)),
+            )),
             Kind::Whole { min, max } => {
                 let span = (i128::from(max) - i128::from(min) + 1) as u128;
                 // Multiply and shift: even enough for any span, without a division.
@@ -124,20 +146,36 @@ impl Column {
             }
             Kind::Float { min, max } => {
                 let unit = |i| (noise(i) >> 11) as f64 / (1u64 << 53) as f64;
-                Arc::new(Float64Array::from_iter_values((0..count).map(|i| min + unit(i) * (max - min))))
+                Arc::new(Float64Array::from_iter_values(
+                    (0..count).map(|i| min + unit(i) * (max - min)),
+                ))
             }
-            Kind::Boolean => Arc::new(BooleanArray::new(BooleanBuffer::collect_bool(count, |i| noise(i) & 1 == 1), None)),
+            Kind::Boolean => Arc::new(BooleanArray::new(
+                BooleanBuffer::collect_bool(count, |i| noise(i) & 1 == 1),
+                None,
+            )),
             Kind::Text { length } => text(length, count, noise),
         };
         let typed = match (&self.data_type, &self.kind) {
             // The generated numbers are unscaled.
             (DataType::Decimal128(precision, scale), Kind::Whole { .. }) => {
-                let unscaled = values.as_primitive::<Int64Type>().values().iter().map(|value| i128::from(*value));
+                let unscaled = values
+                    .as_primitive::<Int64Type>()
+                    .values()
+                    .iter()
+                    .map(|value| i128::from(*value));
                 Arc::new(Decimal128Array::from_iter_values(unscaled).with_precision_and_scale(*precision, *scale)?)
             }
             // Through the number behind the date.
             (DataType::Date32 | DataType::Time32(_), _) => cast(&cast(&values, &DataType::Int32)?, &self.data_type)?,
-            _ => cast_with_options(&values, &self.data_type, &CastOptions { safe: false, ..CastOptions::default() })?,
+            _ => cast_with_options(
+                &values,
+                &self.data_type,
+                &CastOptions {
+                    safe: false,
+                    ..CastOptions::default()
+                },
+            )?,
         };
         if self.null_rate == 0.0 {
             return Ok(typed);
@@ -185,7 +223,9 @@ fn default_range(data_type: &DataType) -> Option<(i64, i64)> {
         DataType::UInt32 => (0, i64::from(u32::MAX)),
         DataType::UInt64 => (0, i64::MAX),
         DataType::Decimal128(precision, _) => {
-            let largest = 10i64.checked_pow(u32::from(*precision)).map_or(i64::MAX, |power| power - 1);
+            let largest = 10i64
+                .checked_pow(u32::from(*precision))
+                .map_or(i64::MAX, |power| power - 1);
             (-largest, largest)
         }
         DataType::Date32 => (0, LAST_DAY),
@@ -206,14 +246,19 @@ fn default_range(data_type: &DataType) -> Option<(i64, i64)> {
 
 /// `text` as a value of `data_type`, as the whole number behind it.
 fn whole(text: &str, data_type: &DataType) -> std::result::Result<i64, String> {
-    let strict = CastOptions { safe: false, ..CastOptions::default() };
+    let strict = CastOptions {
+        safe: false,
+        ..CastOptions::default()
+    };
     let text = StringArray::from(vec![text.trim()]);
     let value = cast_with_options(&text, data_type, &strict).map_err(|e| e.to_string())?;
     let number = match data_type {
         DataType::Decimal128(_, _) => i64::try_from(value.as_primitive::<Decimal128Type>().value(0)).ok(),
         _ => {
             let number = cast_with_options(&value, &DataType::Int64, &strict).map_err(|e| e.to_string())?;
-            Some(number.as_primitive::<Int64Type>()).filter(|number| number.is_valid(0)).map(|number| number.value(0))
+            Some(number.as_primitive::<Int64Type>())
+                .filter(|number| number.is_valid(0))
+                .map(|number| number.value(0))
         }
     };
     number.ok_or_else(|| "is out of range".into())
@@ -225,4 +270,3 @@ fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
 }
-

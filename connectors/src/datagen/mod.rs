@@ -37,23 +37,36 @@ pub struct DatagenTable {
 /// When an option is unknown or wrong, a type cannot be made up, or nothing says how many rows there are.
 pub fn create_table(columns: SchemaRef, options: &BTreeMap<String, String>) -> Result<Arc<dyn TableProvider>> {
     if columns.fields().is_empty() {
-        return Err(EngineError::Plan("connector 'datagen' needs columns: CREATE TABLE t (a INT, ..) WITH (..)".into()));
+        return Err(EngineError::Plan(
+            "connector 'datagen' needs columns: CREATE TABLE t (a INT, ..) WITH (..)".into(),
+        ));
     }
     let mut options = Options::new("datagen", options);
     let number_of_rows: Option<u64> = options.take_parsed("number-of-rows")?;
     let seed: u64 = options.take_parsed("seed")?.unwrap_or(0);
     let fields = columns.fields().iter().enumerate();
-    let made = fields.map(|(i, field)| Column::parse(field, seed, i, &mut options)).collect::<Result<Vec<_>>>()?;
+    let made = fields
+        .map(|(i, field)| Column::parse(field, seed, i, &mut options))
+        .collect::<Result<Vec<_>>>()?;
     options.finish()?;
     // A sequence that has reached its end ends the table, as in Flink.
-    let rows = made.iter().filter_map(Column::rows).chain(number_of_rows).min().ok_or_else(|| {
-        EngineError::Plan(
-            "connector 'datagen' needs 'number-of-rows', or a column with 'fields.<name>.kind' = 'sequence', \
+    let rows = made
+        .iter()
+        .filter_map(Column::rows)
+        .chain(number_of_rows)
+        .min()
+        .ok_or_else(|| {
+            EngineError::Plan(
+                "connector 'datagen' needs 'number-of-rows', or a column with 'fields.<name>.kind' = 'sequence', \
              to end in batch mode"
-                .into(),
-        )
-    })?;
-    Ok(Arc::new(DatagenTable { schema: columns, columns: Arc::new(made), rows }))
+                    .into(),
+            )
+        })?;
+    Ok(Arc::new(DatagenTable {
+        schema: columns,
+        columns: Arc::new(made),
+        rows,
+    }))
 }
 
 #[async_trait]
@@ -76,6 +89,11 @@ impl TableProvider for DatagenTable {
         let all: Vec<usize> = (0..self.columns.len()).collect();
         let projection = projection.cloned().unwrap_or(all);
         let rows = limit.map_or(self.rows, |limit| self.rows.min(limit as u64));
-        Ok(Arc::new(DatagenExec::try_new(&self.schema, Arc::clone(&self.columns), projection, rows)?))
+        Ok(Arc::new(DatagenExec::try_new(
+            &self.schema,
+            Arc::clone(&self.columns),
+            projection,
+            rows,
+        )?))
     }
 }

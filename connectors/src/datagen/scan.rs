@@ -47,7 +47,14 @@ impl DatagenExec {
             EmissionType::Incremental,
             Boundedness::Bounded,
         ));
-        Ok(Self { columns, projection, schema, rows, split_rows, properties })
+        Ok(Self {
+            columns,
+            projection,
+            schema,
+            rows,
+            split_rows,
+            properties,
+        })
     }
 
     /// The row numbers of a split.
@@ -108,10 +115,17 @@ impl ExecutionPlan for DatagenExec {
             let values = projection.iter().map(|column| columns[*column].values(first, count));
             let options = RecordBatchOptions::new().with_row_count(Some(count));
             let values = values.collect::<std::result::Result<Vec<_>, _>>()?;
-            Ok(RecordBatch::try_new_with_options(Arc::clone(&schema), values, &options)?)
+            Ok(RecordBatch::try_new_with_options(
+                Arc::clone(&schema),
+                values,
+                &options,
+            )?)
         });
         let stream = futures::stream::iter(batches);
-        Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), stream)))
+        Ok(Box::pin(RecordBatchStreamAdapter::new(
+            Arc::clone(&self.schema),
+            stream,
+        )))
     }
 
     fn partition_statistics(&self, partition: Option<usize>) -> Result<Arc<Statistics>> {
@@ -123,6 +137,9 @@ impl ExecutionPlan for DatagenExec {
             None => self.rows,
         };
         let unknown = Statistics::new_unknown(&self.schema);
-        Ok(Arc::new(Statistics { num_rows: Precision::Exact(rows as usize), ..unknown }))
+        Ok(Arc::new(Statistics {
+            num_rows: Precision::Exact(rows as usize),
+            ..unknown
+        }))
     }
 }

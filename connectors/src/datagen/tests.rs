@@ -21,13 +21,23 @@ fn schema() -> SchemaRef {
 }
 
 fn options(more: &[(&str, &str)]) -> BTreeMap<String, String> {
-    let base = [("connector", "datagen"), ("number-of-rows", "200000"), ("fields.id.kind", "sequence"), ("seed", "7")];
-    base.iter().chain(more).map(|(key, value)| (key.to_string(), value.to_string())).collect()
+    let base = [
+        ("connector", "datagen"),
+        ("number-of-rows", "200000"),
+        ("fields.id.kind", "sequence"),
+        ("seed", "7"),
+    ];
+    base.iter()
+        .chain(more)
+        .map(|(key, value)| (key.to_string(), value.to_string()))
+        .collect()
 }
 
 async fn rows(options: &BTreeMap<String, String>, batch_size: usize, query: &str) -> RecordBatch {
     let context = SessionContext::new_with_config(SessionConfig::new().with_batch_size(batch_size));
-    context.register_table("t", create_table(schema(), options).unwrap()).unwrap();
+    context
+        .register_table("t", create_table(schema(), options).unwrap())
+        .unwrap();
     let frame = context.sql(query).await.unwrap();
     let schema = Arc::new(frame.schema().as_arrow().clone());
     concat_batches(&schema, &frame.collect().await.unwrap()).unwrap()
@@ -62,13 +72,22 @@ async fn values_stay_in_their_bounds() {
     let query = "SELECT count(DISTINCT small), count(DISTINCT price), count(DISTINCT d), count(DISTINCT t), \
                  count(*) FILTER (WHERE price NOT BETWEEN 1.50 AND 1.75 OR t >= '2024-01-01 00:00:02') FROM t";
     let counts = rows(&options(&bounds), 8192, query).await;
-    let counts: Vec<i64> = counts.columns().iter().map(|c| c.as_primitive::<Int64Type>().value(0)).collect();
+    let counts: Vec<i64> = counts
+        .columns()
+        .iter()
+        .map(|c| c.as_primitive::<Int64Type>().value(0))
+        .collect();
     assert_eq!(counts, [8, 26, 3, 1001, 0]);
 }
 
 #[tokio::test]
 async fn a_sequence_ends_the_table() {
-    let ended = rows(&options(&[("fields.id.start", "5"), ("fields.id.end", "8")]), 8192, "SELECT id FROM t").await;
+    let ended = rows(
+        &options(&[("fields.id.start", "5"), ("fields.id.end", "8")]),
+        8192,
+        "SELECT id FROM t",
+    )
+    .await;
     assert_eq!(ended.column(0).as_primitive::<Int64Type>().values(), &[5, 6, 7, 8]);
 }
 
@@ -80,5 +99,10 @@ fn wrong_options_are_named() {
     assert!(error(&[("fields.f.kind", "zigzag")]).contains("random or sequence"));
     assert!(error(&[("fields.d.kind", "sequence")]).contains("has no sequence"));
     let none = BTreeMap::from([("connector".to_string(), "datagen".to_string())]);
-    assert!(create_table(schema(), &none).unwrap_err().to_string().contains("number-of-rows"));
+    assert!(
+        create_table(schema(), &none)
+            .unwrap_err()
+            .to_string()
+            .contains("number-of-rows")
+    );
 }

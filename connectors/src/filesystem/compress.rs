@@ -26,12 +26,14 @@ impl Compressed {
     ) -> io::Result<Self> {
         Ok(match compression {
             CompressionTypeVariant::UNCOMPRESSED => Compressed::Plain(file),
-            CompressionTypeVariant::GZIP => {
-                Compressed::Gzip(GzEncoder::new(file, flate2::Compression::new(level.unwrap_or(6).min(9))))
-            }
-            CompressionTypeVariant::BZIP2 => {
-                Compressed::Bzip2(BzEncoder::new(file, bzip2::Compression::new(level.unwrap_or(6).clamp(1, 9))))
-            }
+            CompressionTypeVariant::GZIP => Compressed::Gzip(GzEncoder::new(
+                file,
+                flate2::Compression::new(level.unwrap_or(6).min(9)),
+            )),
+            CompressionTypeVariant::BZIP2 => Compressed::Bzip2(BzEncoder::new(
+                file,
+                bzip2::Compression::new(level.unwrap_or(6).clamp(1, 9)),
+            )),
             CompressionTypeVariant::XZ => Compressed::Xz(XzEncoder::new(file, level.unwrap_or(6).min(9))),
             CompressionTypeVariant::ZSTD => {
                 Compressed::Zstd(zstd::Encoder::new(file, level.unwrap_or(3).clamp(1, 22) as i32)?)

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use datafusion::common::GetExt;
 use datafusion::common::parsers::CompressionTypeVariant;
 use datafusion::config::{CsvOptions, ParquetOptions};
 use datafusion::datasource::TableProvider;
@@ -21,7 +20,10 @@ use crate::filesystem::{FileOptions, Format};
 type Map = BTreeMap<String, String>;
 
 fn base(path: &str, format: Format, partition_by: &[String]) -> Result<Map> {
-    let mut options = Map::from([("path".into(), path.to_string()), ("format".into(), format.name().to_string())]);
+    let mut options = Map::from([
+        ("path".into(), path.to_string()),
+        ("format".into(), format.name().to_string()),
+    ]);
     if !partition_by.is_empty() {
         let names = serde_json::to_string(partition_by).map_err(|e| EngineError::Internal(e.to_string()))?;
         options.insert("partitioned-by".into(), names);
@@ -40,7 +42,11 @@ pub fn copy_sink(copy: &CopyTo) -> Result<SinkSpec> {
     options.extend(copy.options.iter().map(|(key, value)| (key.clone(), value.clone())));
     FileOptions::parse(&options)?;
     let schema = Arc::clone(copy.input.schema().inner());
-    Ok(SinkSpec { connector: "filesystem".into(), options, schema: SchemaSpec(schema) })
+    Ok(SinkSpec {
+        connector: "filesystem".into(),
+        options,
+        schema: SchemaSpec(schema),
+    })
 }
 
 /// The sink of `INSERT INTO` a table of `CREATE EXTERNAL TABLE`.
@@ -49,21 +55,33 @@ pub fn copy_sink(copy: &CopyTo) -> Result<SinkSpec> {
 /// When the table has several locations, is a pattern, or its format has no writer.
 pub fn listing_sink(table: &ListingTable) -> Result<SinkSpec> {
     let [path] = table.table_paths().as_slice() else {
-        return Err(EngineError::Plan("a table of several locations cannot be written; insert into one of them".into()));
+        return Err(EngineError::Plan(
+            "a table of several locations cannot be written; insert into one of them".into(),
+        ));
     };
     if let Some(glob) = path.get_glob() {
         // A folder of which DataFusion has made `*.ext` is a folder still.
         if !glob.as_str().starts_with("*.") {
-            return Err(EngineError::Plan(format!("{path}{glob} is a pattern and cannot be written; name a folder")));
+            return Err(EngineError::Plan(format!(
+                "{path}{glob} is a pattern and cannot be written; name a folder"
+            )));
         }
     }
     let listing = table.options();
     let format = Format::parse(&listing.format.get_ext())?;
-    let partition_by: Vec<String> = listing.table_partition_cols.iter().map(|(name, _)| name.clone()).collect();
+    let partition_by: Vec<String> = listing
+        .table_partition_cols
+        .iter()
+        .map(|(name, _)| name.clone())
+        .collect();
     let mut options = base(path.as_str(), format, &partition_by)?;
     describe(listing.format.as_ref(), &mut options);
     FileOptions::parse(&options)?;
-    Ok(SinkSpec { connector: "filesystem".into(), options, schema: SchemaSpec(table.schema()) })
+    Ok(SinkSpec {
+        connector: "filesystem".into(),
+        options,
+        schema: SchemaSpec(table.schema()),
+    })
 }
 
 /// What a format of DataFusion says about writing, as options.
@@ -72,9 +90,17 @@ fn describe(format: &dyn FileFormat, options: &mut Map) {
     if let Some(csv) = any.downcast_ref::<CsvFormat>() {
         describe_csv(csv.options(), options);
     } else if let Some(json) = any.downcast_ref::<JsonFormat>() {
-        put(options, "json.compression", Some(compression(json.options().compression)));
+        put(
+            options,
+            "json.compression",
+            Some(compression(json.options().compression)),
+        );
     } else if let Some(parquet) = any.downcast_ref::<ParquetFormat>() {
-        let ParquetOptions { compression, max_row_group_size, .. } = &parquet.options().global;
+        let ParquetOptions {
+            compression,
+            max_row_group_size,
+            ..
+        } = &parquet.options().global;
         put(options, "parquet.compression", compression.clone());
         put(options, "parquet.row-group-size", Some(max_row_group_size.to_string()));
     }

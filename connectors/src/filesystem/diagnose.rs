@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use arrow::json::ReaderBuilder as JsonReaderBuilder;
-use datafusion::config::ConfigOptions;
 use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{CsvSource, FileGroup, FileScanConfig, FileScanConfigBuilder};
@@ -26,13 +25,22 @@ pub async fn locate_bad_record(
     runtime: &RuntimeEnv,
     cause: &DataFusionError,
 ) -> Option<String> {
-    if matches!(cause.find_root(), DataFusionError::ResourcesExhausted(_) | DataFusionError::Plan(_)) {
+    if matches!(
+        cause.find_root(),
+        DataFusionError::ResourcesExhausted(_) | DataFusionError::Plan(_)
+    ) {
         return None;
     }
     for scan in scans(plan) {
-        let store = runtime.object_store_registry.get_store(scan.object_store_url.as_ref()).ok()?;
-        let mut files: Vec<PartitionedFile> =
-            scan.file_groups.iter().flat_map(|group| group.files().iter().cloned()).collect();
+        let store = runtime
+            .object_store_registry
+            .get_store(scan.object_store_url.as_ref())
+            .ok()?;
+        let mut files: Vec<PartitionedFile> = scan
+            .file_groups
+            .iter()
+            .flat_map(|group| group.files().iter().cloned())
+            .collect();
         // Byte ranges of one file are one file.
         files.sort_by(|a, b| a.object_meta.location.cmp(&b.object_meta.location));
         files.dedup_by(|a, b| a.object_meta.location == b.object_meta.location);
@@ -52,7 +60,9 @@ fn scans(plan: &Arc<dyn ExecutionPlan>) -> Vec<FileScanConfig> {
         .downcast_ref::<DataSourceExec>()
         .and_then(|exec| exec.data_source().downcast_ref::<FileScanConfig>())
         .cloned();
-    own.into_iter().chain(plan.children().into_iter().flat_map(scans)).collect()
+    own.into_iter()
+        .chain(plan.children().into_iter().flat_map(scans))
+        .collect()
 }
 
 fn file_name(scan: &FileScanConfig, file: &PartitionedFile) -> String {
@@ -62,7 +72,8 @@ fn file_name(scan: &FileScanConfig, file: &PartitionedFile) -> String {
             let absolute = format!("/{location}");
             // As the user wrote it, where that was relative.
             let here = std::env::current_dir().ok();
-            let relative = here.and_then(|here| Some(std::path::Path::new(&absolute).strip_prefix(here).ok()?.to_owned()));
+            let relative =
+                here.and_then(|here| Some(std::path::Path::new(&absolute).strip_prefix(here).ok()?.to_owned()));
             relative.map_or(absolute, |relative| relative.display().to_string())
         }
         origin => format!("{origin}{location}"),
@@ -100,7 +111,10 @@ async fn read_whole(
     };
     let damaged = || match scan.file_compression_type {
         FileCompressionType::UNCOMPRESSED => format!(": {text}"),
-        _ => format!(": not a valid {} file, or truncated ({text})", scan.file_compression_type.get_variant()),
+        _ => format!(
+            ": not a valid {} file, or truncated ({text})",
+            scan.file_compression_type.get_variant()
+        ),
     };
     Some(described.unwrap_or_else(damaged))
 }
@@ -111,9 +125,10 @@ async fn first_failure(scan: &FileScanConfig, file: PartitionedFile, runtime: &R
         .with_limit(None)
         .build();
     let plan = DataSourceExec::from_data_source(single);
-    let mut config = SessionConfig::from(ConfigOptions::new());
-    config.options_mut().execution.batch_size = BATCH;
-    let context = TaskContext::default().with_session_config(config).with_runtime(Arc::new(runtime.clone()));
+    let config = SessionConfig::new().with_batch_size(BATCH);
+    let context = TaskContext::default()
+        .with_session_config(config)
+        .with_runtime(Arc::new(runtime.clone()));
     let mut stream = match plan.execute(0, Arc::new(context)) {
         Ok(stream) => stream,
         Err(e) => return Some(e),
@@ -135,28 +150,55 @@ fn csv_problem(text: &str, schema: &SchemaRef, csv: &CsvSource, reader: impl Rea
         let rest = &text[text.find(after)? + after.len()..];
         rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
     };
-    let column = |index: usize| schema.fields().get(index).map_or(index.to_string(), |field| field.name().clone());
+    let column = |index: usize| {
+        schema
+            .fields()
+            .get(index)
+            .map_or(index.to_string(), |field| field.name().clone())
+    };
     let (record, place, what) = if text.contains("incorrect number of fields") {
         let expected = number("expected ")?;
         let got = match number("got more than ") {
             Some(_) => "more".to_string(),
             None => number("got ")?.to_string(),
         };
-        (number("for line ")?, String::new(), format!("{got} fields where the table has {expected}"))
+        (
+            number("for line ")?,
+            String::new(),
+            format!("{got} fields where the table has {expected}"),
+        )
     } else if text.contains("invalid UTF-8") {
         // Fields count from 1.
         let field = number("and field ")?.checked_sub(1)?;
-        (number("for line ")?, format!(", column '{}'", column(field)), "invalid UTF-8".to_string())
-    } else if let Some(value) = text.find("parsing value '").map(|at| &text[at + "parsing value '".len()..]) {
+        (
+            number("for line ")?,
+            format!(", column '{}'", column(field)),
+            "invalid UTF-8".to_string(),
+        )
+    } else if let Some(value) = text
+        .find("parsing value '")
+        .map(|at| &text[at + "parsing value '".len()..])
+    {
         // Here arrow counts records from 0.
         let (value, rest) = value.split_once("' as type '")?;
         let (data_type, _) = rest.split_once('\'')?;
         let at = column(number("for column ")?);
-        (number("at line ")? + 1, String::new(), format!("cannot parse '{value}' as {data_type} in column '{at}'"))
+        (
+            number("at line ")? + 1,
+            String::new(),
+            format!("cannot parse '{value}' as {data_type} in column '{at}'"),
+        )
     } else {
         let at = column(number("Error parsing column ")?);
-        let (_, why) = text.split_once(": ").filter(|(head, _)| head.contains("at line")).or(Some(("", text)))?;
-        (number("at line ")? + 1, String::new(), format!("cannot parse column '{at}': {why}"))
+        let (_, why) = text
+            .split_once(": ")
+            .filter(|(head, _)| head.contains("at line"))
+            .or(Some(("", text)))?;
+        (
+            number("at line ")? + 1,
+            String::new(),
+            format!("cannot parse column '{at}': {why}"),
+        )
     };
     let line = line_of_record(BufReader::new(reader), record, csv);
     Some(format!(", line {line}{place}: {what}"))
@@ -230,5 +272,7 @@ fn json_problem(schema: &SchemaRef, reader: impl Read) -> Option<String> {
             return Some(format!(", line {begun_at}: {e}"));
         }
     }
-    decoder.has_partial_record().then(|| format!(", line {begun_at}: the file ends in the middle of a record"))
+    decoder
+        .has_partial_record()
+        .then(|| format!(", line {begun_at}: the file ends in the middle of a record"))
 }

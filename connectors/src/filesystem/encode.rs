@@ -8,8 +8,8 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::ipc::writer::{FileWriter as IpcWriter, IpcWriteOptions};
 use arrow::json::LineDelimitedWriter;
 use arrow::json::WriterBuilder as JsonWriterBuilder;
-use arrow_avro::writer::{AvroWriter, WriterBuilder as AvroWriterBuilder};
 use arrow_avro::writer::format::AvroOcfFormat;
+use arrow_avro::writer::{AvroWriter, WriterBuilder as AvroWriterBuilder};
 use datafusion::common::file_options::csv_writer::CsvWriterOptions;
 use parquet::arrow::ArrowWriter;
 use thalweg_engine::{Batch, EngineError, Result};
@@ -51,7 +51,10 @@ pub(super) fn file_schema(format: Format, schema: &Schema) -> Result<SchemaRef> 
         }
         Ok(Field::new(field.name(), data_type, field.is_nullable()).with_metadata(field.metadata().clone()))
     });
-    Ok(Arc::new(Schema::new_with_metadata(fields.collect::<Result<Vec<_>>>()?, schema.metadata().clone())))
+    Ok(Arc::new(Schema::new_with_metadata(
+        fields.collect::<Result<Vec<_>>>()?,
+        schema.metadata().clone(),
+    )))
 }
 
 /// The writer of one file of rows of `schema` (from [`file_schema`]).
@@ -64,11 +67,18 @@ pub(super) fn encoder(
     Ok(match options.format {
         Format::Parquet => {
             let properties = options.parquet.into_writer_properties_builder()?.build();
-            Box::new(ParquetEncoder(ArrowWriter::try_new(file, Arc::clone(schema), Some(properties))?))
+            Box::new(ParquetEncoder(ArrowWriter::try_new(
+                file,
+                Arc::clone(schema),
+                Some(properties),
+            )?))
         }
         Format::Csv => {
             let builder = CsvWriterOptions::try_from(&options.csv)?.writer_options;
-            Box::new(CsvEncoder { writer: builder.build(text(file)?), schema: Some(Arc::clone(schema)) })
+            Box::new(CsvEncoder {
+                writer: builder.build(text(file)?),
+                schema: Some(Arc::clone(schema)),
+            })
         }
         Format::Json => {
             let builder = JsonWriterBuilder::new().with_explicit_nulls(!options.json_ignore_null_fields);

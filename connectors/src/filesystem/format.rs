@@ -62,7 +62,9 @@ impl Format {
                 let format = Self::parse(inner).ok().filter(Format::is_text)?;
                 Some((format, *compression))
             }
-            None => Self::parse(last).ok().map(|format| (format, CompressionTypeVariant::UNCOMPRESSED)),
+            None => Self::parse(last)
+                .ok()
+                .map(|format| (format, CompressionTypeVariant::UNCOMPRESSED)),
         }
     }
 

@@ -46,7 +46,10 @@ pub(super) fn typed(mut file: PartitionedFile, partitions: &[FieldRef]) -> Resul
 /// The statistics of a column that has `value` in every row.
 fn of_value(value: &ScalarValue, file: &Statistics) -> ColumnStatistics {
     if value.is_null() {
-        return ColumnStatistics { null_count: file.num_rows, ..ColumnStatistics::new_unknown() };
+        return ColumnStatistics {
+            null_count: file.num_rows,
+            ..ColumnStatistics::new_unknown()
+        };
     }
     ColumnStatistics {
         null_count: Precision::Exact(0),
@@ -64,12 +67,17 @@ pub(super) fn prune(
     partitions: &[FieldRef],
     filters: Vec<Expr>,
 ) -> Result<Vec<PartitionedFile>> {
-    let Some(filter) = conjunction(filters) else { return Ok(files) };
+    let Some(filter) = conjunction(filters) else {
+        return Ok(files);
+    };
     if files.is_empty() {
         return Ok(files);
     }
     let schema = Arc::new(Schema::new(
-        partitions.iter().map(|field| field.as_ref().clone().with_nullable(true)).collect::<Vec<_>>(),
+        partitions
+            .iter()
+            .map(|field| field.as_ref().clone().with_nullable(true))
+            .collect::<Vec<_>>(),
     ));
     let columns = (0..partitions.len())
         .map(|i| ScalarValue::iter_to_array(files.iter().map(|file| file.partition_values[i].clone())))
@@ -78,5 +86,10 @@ pub(super) fn prune(
     let predicate = state.create_physical_expr(filter, &DFSchema::try_from(schema)?)?;
     let kept = predicate.evaluate(&values)?.into_array(files.len())?;
     let kept: &BooleanArray = kept.as_boolean();
-    Ok(files.into_iter().enumerate().filter(|(i, _)| kept.is_valid(*i) && kept.value(*i)).map(|(_, file)| file).collect())
+    Ok(files
+        .into_iter()
+        .enumerate()
+        .filter(|(i, _)| kept.is_valid(*i) && kept.value(*i))
+        .map(|(_, file)| file)
+        .collect())
 }

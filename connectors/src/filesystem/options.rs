@@ -54,59 +54,113 @@ struct Known(&'static str, &'static [&'static str], Set);
 const COMMON: &[Known] = &[
     Known("path", &[], |o, v| assign(&mut o.path, v.to_string())),
     Known("format", &[], |_, _| Ok(())),
-    Known("partitioned-by", &["partition-by"], |o, v| assign(&mut o.partition_by, names(v)?)),
-    Known("keep-partition-by-columns", &["execution.keep-partition-by-columns"], |o, v| {
-        assign(&mut o.keep_partition_columns, parse_bool(v)?)
+    Known("partitioned-by", &["partition-by"], |o, v| {
+        assign(&mut o.partition_by, names(v)?)
     }),
-    Known("single-file-output", &[], |o, v| assign(&mut o.single_file, Some(parse_bool(v)?))),
+    Known(
+        "keep-partition-by-columns",
+        &["execution.keep-partition-by-columns"],
+        |o, v| assign(&mut o.keep_partition_columns, parse_bool(v)?),
+    ),
+    Known("single-file-output", &[], |o, v| {
+        assign(&mut o.single_file, Some(parse_bool(v)?))
+    }),
     Known("sink.replace", &[], |o, v| assign(&mut o.replace, parse_bool(v)?)),
-    Known("sink.max-open-files", &[], |o, v| assign(&mut o.max_open_files, positive(v)?)),
-    Known("sink.buffer-bytes", &[], |o, v| assign(&mut o.buffer_bytes, positive(v)?)),
+    Known("sink.max-open-files", &[], |o, v| {
+        assign(&mut o.max_open_files, positive(v)?)
+    }),
+    Known("sink.buffer-bytes", &[], |o, v| {
+        assign(&mut o.buffer_bytes, positive(v)?)
+    }),
 ];
 
 const CSV: &[Known] = &[
-    Known("header", &["has-header", "ignore-first-line"], |o, v| assign(&mut o.csv.has_header, Some(parse_bool(v)?))),
-    Known("field-delimiter", &["delimiter"], |o, v| assign(&mut o.csv.delimiter, byte(v)?)),
+    Known("header", &["has-header", "ignore-first-line"], |o, v| {
+        assign(&mut o.csv.has_header, Some(parse_bool(v)?))
+    }),
+    Known("field-delimiter", &["delimiter"], |o, v| {
+        assign(&mut o.csv.delimiter, byte(v)?)
+    }),
     Known("quote-character", &["quote"], |o, v| assign(&mut o.csv.quote, byte(v)?)),
-    Known("escape-character", &["escape"], |o, v| assign(&mut o.csv.escape, Some(byte(v)?))),
+    Known("escape-character", &["escape"], |o, v| {
+        assign(&mut o.csv.escape, Some(byte(v)?))
+    }),
     Known("null-literal", &["null-value"], |o, v| {
         o.csv.null_regex = Some(format!("^{}$", escape_regex(v)));
         assign(&mut o.csv.null_value, Some(v.to_string()))
     }),
-    Known("null-regex", &[], |o, v| assign(&mut o.csv.null_regex, Some(v.to_string()))),
+    Known("null-regex", &[], |o, v| {
+        assign(&mut o.csv.null_regex, Some(v.to_string()))
+    }),
     Known("comment", &[], |o, v| assign(&mut o.csv.comment, Some(byte(v)?))),
-    Known("newlines-in-values", &[], |o, v| assign(&mut o.csv.newlines_in_values, Some(parse_bool(v)?))),
-    Known("truncated-rows", &[], |o, v| assign(&mut o.csv.truncated_rows, Some(parse_bool(v)?))),
-    Known("date-format", &[], |o, v| assign(&mut o.csv.date_format, Some(v.to_string()))),
-    Known("time-format", &[], |o, v| assign(&mut o.csv.time_format, Some(v.to_string()))),
-    Known("timestamp-format", &[], |o, v| assign(&mut o.csv.timestamp_format, Some(v.to_string()))),
-    Known("timestamp-tz-format", &[], |o, v| assign(&mut o.csv.timestamp_tz_format, Some(v.to_string()))),
-    Known("schema-infer-max-rec", &[], |o, v| assign(&mut o.csv.schema_infer_max_rec, Some(positive(v)?))),
-    Known("compression", &[], |o, v| assign(&mut o.csv.compression, compression(v)?)),
-    Known("compression-level", &[], |o, v| assign(&mut o.csv.compression_level, Some(number(v)?))),
+    Known("newlines-in-values", &[], |o, v| {
+        assign(&mut o.csv.newlines_in_values, Some(parse_bool(v)?))
+    }),
+    Known("truncated-rows", &[], |o, v| {
+        assign(&mut o.csv.truncated_rows, Some(parse_bool(v)?))
+    }),
+    Known("date-format", &[], |o, v| {
+        assign(&mut o.csv.date_format, Some(v.to_string()))
+    }),
+    Known("time-format", &[], |o, v| {
+        assign(&mut o.csv.time_format, Some(v.to_string()))
+    }),
+    Known("timestamp-format", &[], |o, v| {
+        assign(&mut o.csv.timestamp_format, Some(v.to_string()))
+    }),
+    Known("timestamp-tz-format", &[], |o, v| {
+        assign(&mut o.csv.timestamp_tz_format, Some(v.to_string()))
+    }),
+    Known("schema-infer-max-rec", &[], |o, v| {
+        assign(&mut o.csv.schema_infer_max_rec, Some(positive(v)?))
+    }),
+    Known("compression", &[], |o, v| {
+        assign(&mut o.csv.compression, compression(v)?)
+    }),
+    Known("compression-level", &[], |o, v| {
+        assign(&mut o.csv.compression_level, Some(number(v)?))
+    }),
 ];
 
 const JSON: &[Known] = &[
-    Known("encode.ignore-null-fields", &[], |o, v| assign(&mut o.json_ignore_null_fields, parse_bool(v)?)),
-    Known("newline-delimited", &[], |o, v| assign(&mut o.json.newline_delimited, parse_bool(v)?)),
-    Known("schema-infer-max-rec", &[], |o, v| assign(&mut o.json.schema_infer_max_rec, Some(positive(v)?))),
-    Known("compression", &[], |o, v| assign(&mut o.json.compression, compression(v)?)),
-    Known("compression-level", &[], |o, v| assign(&mut o.json.compression_level, Some(number(v)?))),
+    Known("encode.ignore-null-fields", &[], |o, v| {
+        assign(&mut o.json_ignore_null_fields, parse_bool(v)?)
+    }),
+    Known("newline-delimited", &[], |o, v| {
+        assign(&mut o.json.newline_delimited, parse_bool(v)?)
+    }),
+    Known("schema-infer-max-rec", &[], |o, v| {
+        assign(&mut o.json.schema_infer_max_rec, Some(positive(v)?))
+    }),
+    Known("compression", &[], |o, v| {
+        assign(&mut o.json.compression, compression(v)?)
+    }),
+    Known("compression-level", &[], |o, v| {
+        assign(&mut o.json.compression_level, Some(number(v)?))
+    }),
 ];
 
 const PARQUET: &[Known] = &[
-    Known("compression", &[], |o, v| assign(&mut o.parquet.compression, Some(parquet_compression(v)?))),
-    Known("row-group-size", &["max-row-group-size"], |o, v| assign(&mut o.parquet.max_row_group_size, positive(v)?)),
-    Known("page-size", &["data-pagesize-limit"], |o, v| assign(&mut o.parquet.data_pagesize_limit, positive(v)?)),
+    Known("compression", &[], |o, v| {
+        assign(&mut o.parquet.compression, Some(parquet_compression(v)?))
+    }),
+    Known("row-group-size", &["max-row-group-size"], |o, v| {
+        assign(&mut o.parquet.max_row_group_size, positive(v)?)
+    }),
+    Known("page-size", &["data-pagesize-limit"], |o, v| {
+        assign(&mut o.parquet.data_pagesize_limit, positive(v)?)
+    }),
     Known("dictionary-enabled", &["enable-dictionary"], |o, v| {
         assign(&mut o.parquet.dictionary_enabled, Some(parse_bool(v)?))
     }),
     Known("bloom-filter-enabled", &["bloom-filter-on-write"], |o, v| {
         assign(&mut o.parquet.bloom_filter_on_write, parse_bool(v)?)
     }),
-    Known("statistics", &["statistics-enabled"], |o, v| match v.to_lowercase().as_str() {
-        level @ ("none" | "chunk" | "page") => assign(&mut o.parquet.statistics_enabled, Some(level.to_string())),
-        _ => Err("must be none, chunk or page".into()),
+    Known("statistics", &["statistics-enabled"], |o, v| {
+        match v.to_lowercase().as_str() {
+            level @ ("none" | "chunk" | "page") => assign(&mut o.parquet.statistics_enabled, Some(level.to_string())),
+            _ => Err("must be none, chunk or page".into()),
+        }
     }),
 ];
 
@@ -138,10 +192,19 @@ impl FileOptions {
         Self {
             path: path.to_string(),
             format,
-            csv: CsvOptions { compression: by_name, ..CsvOptions::default() },
-            json: JsonOptions { compression: by_name, ..JsonOptions::default() },
+            csv: CsvOptions {
+                compression: by_name,
+                ..CsvOptions::default()
+            },
+            json: JsonOptions {
+                compression: by_name,
+                ..JsonOptions::default()
+            },
             json_ignore_null_fields: false,
-            parquet: ParquetOptions { created_by: "thalweg".into(), ..ParquetOptions::default() },
+            parquet: ParquetOptions {
+                created_by: "thalweg".into(),
+                ..ParquetOptions::default()
+            },
             arrow: Some(IpcCompression::LZ4_FRAME),
             avro: Some(CompressionCodec::Snappy),
             partition_by: Vec::new(),
@@ -163,7 +226,12 @@ impl FileOptions {
             .map(|(key, value)| (key.trim().to_lowercase().replace('_', "-"), value))
             .filter(|(key, _)| key != "connector")
             .collect();
-        let find = |name: &str| given.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let find = |name: &str| {
+            given
+                .iter()
+                .find(|(key, _)| key == name)
+                .map(|(_, value)| value.as_str())
+        };
         let path = find("path").filter(|path| !path.trim().is_empty()).ok_or_else(|| {
             EngineError::Plan("connector 'filesystem' needs the option 'path': a file, a folder or a URL".into())
         })?;
@@ -185,10 +253,13 @@ impl FileOptions {
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
         let own = self.own_options();
         let prefix = format!("{}.", self.format.name());
-        let short = key.strip_prefix("format.").or_else(|| key.strip_prefix(&prefix)).unwrap_or(key);
+        let short = key
+            .strip_prefix("format.")
+            .or_else(|| key.strip_prefix(&prefix))
+            .unwrap_or(key);
         let known = COMMON
             .iter()
-                        .find(|known| known.is(key) || known.is(short))
+            .find(|known| known.is(key) || known.is(short))
             .or_else(|| own.iter().find(|known| known.is(short)))
             .ok_or_else(|| self.unknown(key))?;
         (known.2)(self, value).map_err(|why| EngineError::Plan(format!("option '{key}' = '{value}': {why}")))
@@ -254,7 +325,11 @@ fn names(value: &str) -> std::result::Result<Vec<String>, String> {
     if value.trim_start().starts_with('[') {
         return serde_json::from_str(value).map_err(|e| e.to_string());
     }
-    Ok(value.split(',').map(|name| name.trim().to_string()).filter(|name| !name.is_empty()).collect())
+    Ok(value
+        .split(',')
+        .map(|name| name.trim().to_string())
+        .filter(|name| !name.is_empty())
+        .collect())
 }
 
 fn number(value: &str) -> std::result::Result<u32, String> {
@@ -283,8 +358,9 @@ fn byte(value: &str) -> std::result::Result<u8, String> {
 fn compression(value: &str) -> std::result::Result<CompressionTypeVariant, String> {
     match value.trim().to_lowercase().as_str() {
         "none" | "uncompressed" => Ok(CompressionTypeVariant::UNCOMPRESSED),
-        other => CompressionTypeVariant::from_str(other)
-            .map_err(|_| "must be gzip, zstd, bzip2, xz or none".to_string()),
+        other => {
+            CompressionTypeVariant::from_str(other).map_err(|_| "must be gzip, zstd, bzip2, xz or none".to_string())
+        }
     }
 }
 
@@ -320,13 +396,27 @@ mod tests {
     use super::*;
 
     fn parse(options: &[(&str, &str)]) -> Result<FileOptions> {
-        FileOptions::parse(&options.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect())
+        FileOptions::parse(
+            &options
+                .iter()
+                .map(|(key, value)| (key.to_string(), value.to_string()))
+                .collect(),
+        )
     }
 
     #[test]
     fn flinks_and_datafusions_names_mean_the_same() {
-        let flink = parse(&[("path", "x"), ("format", "csv"), ("csv.field-delimiter", "\\t"), ("csv.header", "false")]);
-        let datafusion = parse(&[("path", "x.csv"), ("format.delimiter", "\t"), ("format.has_header", "false")]);
+        let flink = parse(&[
+            ("path", "x"),
+            ("format", "csv"),
+            ("csv.field-delimiter", "\\t"),
+            ("csv.header", "false"),
+        ]);
+        let datafusion = parse(&[
+            ("path", "x.csv"),
+            ("format.delimiter", "\t"),
+            ("format.has_header", "false"),
+        ]);
         for options in [flink.unwrap(), datafusion.unwrap()] {
             assert_eq!((options.csv.delimiter, options.csv.has_header), (b'\t', Some(false)));
         }
@@ -334,17 +424,34 @@ mod tests {
 
     #[test]
     fn an_unknown_option_is_named_with_the_valid_ones() {
-        let message = parse(&[("path", "x.parquet"), ("csv.header", "true")]).unwrap_err().to_string();
-        assert!(message.contains("no option 'csv.header'") && message.contains("parquet.row-group-size"), "{message}");
-        let message = parse(&[("path", "x.csv"), ("csv.quote", "ab")]).unwrap_err().to_string();
-        assert!(message.contains("'csv.quote' = 'ab': must be one ASCII character"), "{message}");
-        let message = parse(&[("path", "x.json"), ("compression", "rar")]).unwrap_err().to_string();
+        let message = parse(&[("path", "x.parquet"), ("csv.header", "true")])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("no option 'csv.header'") && message.contains("parquet.row-group-size"),
+            "{message}"
+        );
+        let message = parse(&[("path", "x.csv"), ("csv.quote", "ab")])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("'csv.quote' = 'ab': must be one ASCII character"),
+            "{message}"
+        );
+        let message = parse(&[("path", "x.json"), ("compression", "rar")])
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("gzip, zstd"), "{message}");
     }
 
     #[test]
     fn a_path_without_format_says_what_to_add() {
-        assert!(parse(&[("path", "data/")]).unwrap_err().to_string().contains("add 'format'"));
+        assert!(
+            parse(&[("path", "data/")])
+                .unwrap_err()
+                .to_string()
+                .contains("add 'format'")
+        );
         assert!(parse(&[]).unwrap_err().to_string().contains("'path'"));
     }
 

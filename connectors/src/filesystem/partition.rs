@@ -51,7 +51,9 @@ impl Partitioner {
             .filter(|index| keep || !columns.iter().any(|(_, column)| column == index))
             .collect();
         if kept.is_empty() {
-            return Err(EngineError::Plan("every column is a partition column; none is left for the files".into()));
+            return Err(EngineError::Plan(
+                "every column is a partition column; none is left for the files".into(),
+            ));
         }
         Ok(Self { columns, kept })
     }
@@ -142,7 +144,11 @@ mod tests {
     fn columns_that_cannot_partition_are_named() {
         let c: ArrayRef = Arc::new(Int32Array::from(vec![10]));
         let batch = Batch::try_from_iter([("c", c)]).unwrap();
-        let error = |name: &str| Partitioner::try_new(&batch.schema(), &[name.into()], false).unwrap_err().to_string();
+        let error = |name: &str| {
+            Partitioner::try_new(&batch.schema(), &[name.into()], false)
+                .unwrap_err()
+                .to_string()
+        };
         assert!(error("d").contains("no column 'd'"));
         assert!(error("c").contains("none is left"));
     }

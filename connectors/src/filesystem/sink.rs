@@ -44,7 +44,15 @@ impl SinkConnector for FileSinkConnector {
             )));
         }
         let runtime = Arc::clone(&job.runtime);
-        let job = Arc::new(Job { id: job.job.clone(), options, target, rows, files, partitioner, storage });
+        let job = Arc::new(Job {
+            id: job.job.clone(),
+            options,
+            target,
+            rows,
+            files,
+            partitioner,
+            storage,
+        });
         Ok(Arc::new(PreparedFileSink { job, runtime }))
     }
 }
@@ -71,9 +79,18 @@ impl Job {
             Target::Folder(_) => {
                 let slash = if directory.is_empty() { "" } else { "/" };
                 let part = if part == 0 { String::new() } else { format!("-{part}") };
-                let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' };
+                let safe = |c: char| {
+                    if c.is_ascii_alphanumeric() || c == '-' || c == '_' {
+                        c
+                    } else {
+                        '_'
+                    }
+                };
                 let id: String = self.id.chars().map(safe).collect();
-                format!("{directory}{slash}part-{id}-{subtask}{part}.{}", self.options.extension())
+                format!(
+                    "{directory}{slash}part-{id}-{subtask}{part}.{}",
+                    self.options.extension()
+                )
             }
         }
     }
@@ -93,7 +110,10 @@ impl Job {
 
     /// Adds the file's final name to what a format's writer says.
     fn named<T>(&self, name: &str, result: EncodeResult<T>) -> Result<T> {
-        result.map_err(|e| EngineError::Io { path: self.storage.describe(name), source: io_cause(e) })
+        result.map_err(|e| EngineError::Io {
+            path: self.storage.describe(name),
+            source: io_cause(e),
+        })
     }
 }
 
@@ -134,8 +154,13 @@ impl PreparedSink for PreparedFileSink {
                 self.job.storage.describe(name)
             )));
         }
-        let mut writer =
-            FileSinkWriter { job: Arc::clone(&self.job), subtask, open: HashMap::new(), parts: HashMap::new(), tick: 0 };
+        let mut writer = FileSinkWriter {
+            job: Arc::clone(&self.job),
+            subtask,
+            open: HashMap::new(),
+            parts: HashMap::new(),
+            tick: 0,
+        };
         if self.max_parallelism().is_some() {
             // A single file is there also when no row is.
             writer.open_file("")?;
@@ -190,7 +215,11 @@ struct FileSinkWriter {
 impl FileSinkWriter {
     fn open_file(&mut self, directory: &str) -> Result<()> {
         if self.open.len() >= self.job.options.max_open_files {
-            let oldest = self.open.iter().min_by_key(|(_, file)| file.used).map(|(directory, _)| directory.clone());
+            let oldest = self
+                .open
+                .iter()
+                .min_by_key(|(_, file)| file.used)
+                .map(|(directory, _)| directory.clone());
             if let Some(file) = oldest.and_then(|directory| self.open.remove(&directory)) {
                 self.job.close(file)?;
             }
@@ -219,7 +248,9 @@ impl FileSinkWriter {
     fn shrink_to(&mut self, limit: usize) -> Result<()> {
         let mut held = self.held_bytes();
         while held > limit {
-            let Some(file) = self.open.values_mut().max_by_key(|file| file.encoder.held_bytes()) else { break };
+            let Some(file) = self.open.values_mut().max_by_key(|file| file.encoder.held_bytes()) else {
+                break;
+            };
             let relieved = file.encoder.relieve();
             self.job.named(&file.name, relieved)?;
             let now = self.held_bytes();
@@ -265,7 +296,106 @@ fn conform(batch: &Batch, schema: &SchemaRef) -> Result<Batch> {
         )));
     }
     let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| {
-        if column.data_type() == field.data_type() { Ok(Arc::clone(column)) } else { cast(column, field.data_type()) }
+        if column.data_type() == field.data_type() {
+            Ok(Arc::clone(column))
+        } else {
+            cast(column, field.data_type())
+        }
     });
-    Ok(Batch::try_new(Arc::clone(schema), columns.collect::<std::result::Result<_, _>>()?)?)
+    Ok(Batch::try_new(
+        Arc::clone(schema),
+        columns.collect::<std::result::Result<_, _>>()?,
+    )?)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use arrow::array::{ArrayRef, Int64Array};
+
+    use super::*;
+    use crate::filesystem::Format;
+    use crate::filesystem::storage::{Folder, StagedFile};
+
+    /// A disk on which nothing fits.
+    #[derive(Debug)]
+    struct FullDisk;
+
+    struct FullFile(File);
+
+    impl Write for FullFile {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.0.flush()
+        }
+    }
+
+    impl StagedFile for FullFile {
+        fn complete(self: Box<Self>) -> io::Result<()> {
+            self.0.sync_data()
+        }
+    }
+
+    impl Storage for FullDisk {
+        fn create(&self, _name: &str) -> Result<Box<dyn StagedFile>> {
+            Ok(Box::new(FullFile(File::create("/dev/full").unwrap())))
+        }
+
+        fn describe(&self, name: &str) -> String {
+            format!("/full/{name}")
+        }
+
+        fn is_empty(&self) -> bool {
+            false
+        }
+
+        fn target_is_empty(&self) -> Result<bool> {
+            Ok(true)
+        }
+
+        fn publish(&self) -> Result<()> {
+            Ok(())
+        }
+
+        fn discard(&self) {}
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_that_names_the_file() {
+        for format in [Format::Parquet, Format::Csv, Format::Json, Format::Arrow, Format::Avro] {
+            let column: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1000));
+            let batch = Batch::try_from_iter([("a", column)]).unwrap();
+            let rows = batch.schema();
+            let job = Arc::new(Job {
+                id: "j".into(),
+                options: FileOptions::new("/full/", format),
+                target: Target::Folder(Folder::Local("/full".into())),
+                rows: Arc::clone(&rows),
+                files: Arc::clone(&rows),
+                partitioner: Partitioner::try_new(&rows, &[], false).unwrap(),
+                storage: Arc::new(FullDisk),
+            });
+            let mut writer = FileSinkWriter {
+                job,
+                subtask: 0,
+                open: HashMap::new(),
+                parts: HashMap::new(),
+                tick: 0,
+            };
+            let error = writer
+                .write(&batch)
+                .and_then(|()| writer.finish())
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.starts_with("/full/part-j-0.") && error.contains("No space left"),
+                "{format:?}: {error}"
+            );
+        }
+    }
 }

@@ -64,7 +64,9 @@ impl Target {
     pub(super) fn resolve(options: &FileOptions) -> Result<Self> {
         let path = options.path.as_str();
         if path.contains(['*', '?', '[']) && !path.contains("://") {
-            return Err(EngineError::Plan(format!("'{path}' is a pattern; a sink needs one file or one folder")));
+            return Err(EngineError::Plan(format!(
+                "'{path}' is a pattern; a sink needs one file or one folder"
+            )));
         }
         let local = local_path(path)?;
         let exists_as_folder = local.as_ref().is_some_and(|local| local.is_dir());
@@ -75,13 +77,19 @@ impl Target {
             None => exists_as_file || Format::of_path(path).is_some(),
         };
         if single && exists_as_folder {
-            return Err(EngineError::Plan(format!("'{path}' is a folder; a single file cannot take its place")));
+            return Err(EngineError::Plan(format!(
+                "'{path}' is a folder; a single file cannot take its place"
+            )));
         }
         if single && !options.partition_by.is_empty() {
-            return Err(EngineError::Plan(format!("'{path}' is one file and cannot be partitioned; name a folder")));
+            return Err(EngineError::Plan(format!(
+                "'{path}' is one file and cannot be partitioned; name a folder"
+            )));
         }
         if !single && exists_as_file {
-            return Err(EngineError::Plan(format!("'{path}' is a file; this sink needs a folder")));
+            return Err(EngineError::Plan(format!(
+                "'{path}' is a file; this sink needs a folder"
+            )));
         }
         match local {
             Some(path) if single => Self::local_file(path),
@@ -91,9 +99,11 @@ impl Target {
     }
 
     fn local_file(path: PathBuf) -> Result<Self> {
-        let name = path.file_name().and_then(|name| name.to_str()).map(str::to_string).ok_or_else(|| {
-            EngineError::Plan(format!("'{}' has no file name that is UTF-8", path.display()))
-        })?;
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .map(str::to_string)
+            .ok_or_else(|| EngineError::Plan(format!("'{}' has no file name that is UTF-8", path.display())))?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let folder = Folder::Local(parent.map_or_else(|| PathBuf::from("."), PathBuf::from));
         Ok(Target::File { folder, name })
@@ -123,12 +133,17 @@ impl Target {
         };
         let rename_on_clash = matches!(self, Target::Folder(_));
         Ok(match folder {
-            Folder::Local(folder) => {
-                Arc::new(LocalStorage::new(folder.clone(), &job.job, replace, rename_on_clash))
-            }
+            Folder::Local(folder) => Arc::new(LocalStorage::new(folder.clone(), &job.job, replace, rename_on_clash)),
             Folder::Store { url, prefix } => {
                 let store = store_of(&job.runtime, url)?;
-                Arc::new(ObjectStorage::new(url, store, prefix.clone(), job.io.clone(), replace, rename_on_clash))
+                Arc::new(ObjectStorage::new(
+                    url,
+                    store,
+                    prefix.clone(),
+                    job.io.clone(),
+                    replace,
+                    rename_on_clash,
+                ))
             }
         })
     }
@@ -152,13 +167,17 @@ pub(super) fn local_path(path: &str) -> Result<Option<PathBuf>> {
     if url.scheme() != "file" {
         return Ok(None);
     }
-    let local = url.to_file_path().map_err(|()| EngineError::Plan(format!("'{path}' is not a local file URL")))?;
+    let local = url
+        .to_file_path()
+        .map_err(|()| EngineError::Plan(format!("'{path}' is not a local file URL")))?;
     Ok(Some(local))
 }
 
 /// `name` with `-n` before its extension.
 fn numbered(name: &str, n: usize) -> String {
-    let (folder, file) = name.rsplit_once('/').map_or(("", name), |(folder, file)| (folder, file));
+    let (folder, file) = name
+        .rsplit_once('/')
+        .map_or(("", name), |(folder, file)| (folder, file));
     let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
     let slash = if folder.is_empty() { "" } else { "/" };
     let dot = if extension.is_empty() { "" } else { "." };
@@ -179,9 +198,13 @@ mod tests {
     fn a_path_is_a_file_or_a_folder() {
         let at = |path: &str| Target::resolve(&FileOptions::new(path, Format::Csv)).unwrap();
         assert!(matches!(at("/nowhere/a.csv"), Target::File { name, .. } if name == "a.csv"));
-        assert!(matches!(at("a.csv.gz"), Target::File { folder: Folder::Local(folder), .. } if folder.as_os_str() == "."));
+        assert!(
+            matches!(at("a.csv.gz"), Target::File { folder: Folder::Local(folder), .. } if folder.as_os_str() == ".")
+        );
         assert!(matches!(at("/nowhere/a.csv/"), Target::Folder(_)));
         assert!(matches!(at("/nowhere/a.v1"), Target::Folder(_)));
-        assert!(matches!(at("memory:///x/a.csv"), Target::File { folder: Folder::Store { prefix, .. }, .. } if prefix == "x"));
+        assert!(
+            matches!(at("memory:///x/a.csv"), Target::File { folder: Folder::Store { prefix, .. }, .. } if prefix == "x")
+        );
     }
 }

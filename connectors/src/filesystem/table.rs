@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::Statistics;
+use datafusion::common::{Column, DFSchema, ScalarValue, Statistics};
 use datafusion::config::TableParquetOptions;
 use datafusion::datasource::TableType;
 use datafusion::datasource::file_format::FileFormat;
@@ -20,9 +20,10 @@ use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTable
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder};
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::error::Result as DataFusionResult;
-use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, cast, lit, when};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::projection::ProjectionExec;
 use thalweg_engine::plan::{SchemaSpec, SinkSpec};
 use thalweg_engine::{EngineError, Result};
 
@@ -40,6 +41,9 @@ pub struct FileTable {
     order: Vec<usize>,
     /// The partition columns as declared.
     partitions: Vec<FieldRef>,
+    /// The text that is NULL in CSV. DataFusion's scan knows the empty field only: where this is set, `inner` reads
+    /// text, and NULL and the types are made here.
+    null_literal: Option<String>,
     options: BTreeMap<String, String>,
 }
 
@@ -58,7 +62,13 @@ pub async fn table_provider(
     let mut options = options.clone();
     options.insert("path".into(), path.into());
     options.insert("format".into(), format.into());
-    create_table(state, schema.unwrap_or_else(|| Arc::new(Schema::empty())), partition_cols, &options).await
+    create_table(
+        state,
+        schema.unwrap_or_else(|| Arc::new(Schema::empty())),
+        partition_cols,
+        &options,
+    )
+    .await
 }
 
 /// Makes the table of `CREATE TABLE (columns) PARTITIONED BY (partition_cols) WITH (options)`. Without columns they
@@ -82,16 +92,39 @@ pub async fn create_table(
     let url = listing_url(&parsed)?;
     let listing = ListingOptions::new(reader(state, &parsed)).with_file_extension(extension_filter(&parsed, &url));
     let declared = !columns.fields().is_empty();
-    let found = if declared { columns } else { listing.infer_schema(state, &url).await? };
+    let found = if declared {
+        columns
+    } else {
+        listing.infer_schema(state, &url).await?
+    };
     let (files, partitions, schema) = split_columns(&found, &parsed.partition_by, declared)?;
     let order = column_order(&schema, &files, &partitions)?;
-    let as_text = partitions.iter().map(|field| (field.name().clone(), DataType::Utf8)).collect();
+    let null_literal = parsed
+        .csv
+        .null_value
+        .clone()
+        .filter(|null| parsed.format == Format::Csv && !null.is_empty());
+    let files = if null_literal.is_some() {
+        all_text(&files)
+    } else {
+        files
+    };
+    let as_text = partitions
+        .iter()
+        .map(|field| (field.name().clone(), DataType::Utf8))
+        .collect();
     let config = ListingTableConfig::new(url)
         .with_listing_options(listing.with_table_partition_cols(as_text))
         .with_schema(files);
-    let inner = ListingTable::try_new(config)?
-        .with_cache(state.runtime_env().cache_manager.get_file_statistic_cache());
-    Ok(Arc::new(FileTable { inner, schema, order, partitions, options }))
+    let inner = ListingTable::try_new(config)?.with_cache(state.runtime_env().cache_manager.get_file_statistic_cache());
+    Ok(Arc::new(FileTable {
+        inner,
+        schema,
+        order,
+        partitions,
+        null_literal,
+        options,
+    }))
 }
 
 /// Columns of the files, partition columns, and both as declared.
@@ -106,27 +139,49 @@ fn split_columns(
             Ok(field) => partitions.push(Arc::new(field.clone())),
             Err(_) if !declared => partitions.push(Arc::new(Field::new(name, DataType::Utf8, true))),
             Err(_) => {
-                return Err(EngineError::Plan(format!("PARTITIONED BY names '{name}', which is not among the columns")));
+                return Err(EngineError::Plan(format!(
+                    "PARTITIONED BY names '{name}', which is not among the columns"
+                )));
             }
         }
     }
-    let in_files = columns.fields().iter().filter(|field| !partition_by.contains(field.name()));
+    let in_files = columns
+        .fields()
+        .iter()
+        .filter(|field| !partition_by.contains(field.name()));
     let files: Vec<FieldRef> = in_files.cloned().collect();
     if files.is_empty() {
-        return Err(EngineError::Plan("every column is a partition column; none is left for the files".into()));
+        return Err(EngineError::Plan(
+            "every column is a partition column; none is left for the files".into(),
+        ));
     }
     let schema = if declared {
         Arc::clone(columns)
     } else {
-        Arc::new(Schema::new(files.iter().chain(&partitions).cloned().collect::<Vec<_>>()))
+        Arc::new(Schema::new(
+            files.iter().chain(&partitions).cloned().collect::<Vec<_>>(),
+        ))
     };
     Ok((Arc::new(Schema::new(files)), partitions, schema))
 }
 
+fn all_text(schema: &Schema) -> SchemaRef {
+    let text = |field: &FieldRef| field.as_ref().clone().with_data_type(DataType::Utf8);
+    Arc::new(Schema::new(schema.fields().iter().map(text).collect::<Vec<_>>()))
+}
+
 fn column_order(schema: &Schema, files: &Schema, partitions: &[FieldRef]) -> Result<Vec<usize>> {
-    let names: Vec<&String> = files.fields().iter().chain(partitions).map(|field| field.name()).collect();
+    let names: Vec<&String> = files
+        .fields()
+        .iter()
+        .chain(partitions)
+        .map(|field| field.name())
+        .collect();
     let place = |field: &FieldRef| {
-        names.iter().position(|name| *name == field.name()).ok_or_else(|| EngineError::Internal(field.name().clone()))
+        names
+            .iter()
+            .position(|name| *name == field.name())
+            .ok_or_else(|| EngineError::Internal(field.name().clone()))
     };
     schema.fields().iter().map(place).collect()
 }
@@ -136,7 +191,11 @@ fn listing_url(options: &FileOptions) -> Result<ListingTableUrl> {
     let path = &options.path;
     let is_pattern = path.contains(['*', '?', '[']) && !path.contains("://");
     let folder = !is_pattern && !path.ends_with('/') && matches!(Target::resolve(options)?, Target::Folder(_));
-    Ok(ListingTableUrl::parse(if folder { format!("{path}/") } else { path.clone() })?)
+    Ok(ListingTableUrl::parse(if folder {
+        format!("{path}/")
+    } else {
+        path.clone()
+    })?)
 }
 
 /// The ending that files in a folder must have to be read. A named file and a pattern say themselves what they want;
@@ -153,7 +212,9 @@ fn extension_filter(options: &FileOptions, url: &ListingTableUrl) -> String {
 }
 
 fn foreign_files_only(folder: &std::path::Path, extension: &str) -> bool {
-    let Ok(entries) = std::fs::read_dir(folder) else { return false };
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return false;
+    };
     let mut foreign = false;
     for entry in entries.flatten().filter(|entry| entry.path().is_file()) {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -169,7 +230,10 @@ fn reader(state: &dyn Session, options: &FileOptions) -> Arc<dyn FileFormat> {
     match options.format {
         Format::Parquet => {
             let session = state.default_table_options().parquet;
-            Arc::new(ParquetFormat::default().with_options(TableParquetOptions { global: session.global, ..session }))
+            Arc::new(ParquetFormat::default().with_options(TableParquetOptions {
+                global: session.global,
+                ..session
+            }))
         }
         Format::Csv => Arc::new(CsvFormat::default().with_options(options.csv.clone())),
         Format::Json => Arc::new(JsonFormat::default().with_options(options.json.clone())),
@@ -216,14 +280,23 @@ impl FileTable {
         for file in listed.file_groups.into_iter().flat_map(FileGroup::into_inner) {
             files.push(hive::typed(file, &self.partitions)?);
         }
-        let pruning: Vec<Expr> = filters.iter().filter(|filter| self.is_partition_filter(filter)).cloned().collect();
+        let pruning: Vec<Expr> = filters
+            .iter()
+            .filter(|filter| self.is_partition_filter(filter))
+            .cloned()
+            .collect();
         let files = hive::prune(state, files, &self.partitions, pruning)?;
         let options = self.inner.options();
         let Some(url) = self.inner.table_paths().first().filter(|_| !files.is_empty()) else {
-            return Ok(Arc::new(EmptyExec::new(Arc::new(self.inner_schema().project(&projection)?))));
+            return Ok(Arc::new(EmptyExec::new(Arc::new(
+                self.inner_schema().project(&projection)?,
+            ))));
         };
         let files_schema = Arc::new(self.file_columns());
-        let source = options.format.file_source(TableSchema::new(files_schema, self.partitions.clone()));
+        let columns = TableSchema::builder(files_schema)
+            .with_table_partition_cols(self.partitions.clone())
+            .build();
+        let source = options.format.file_source(columns);
         let known: Vec<&Statistics> = files.iter().filter_map(|file| file.statistics.as_deref()).collect();
         let statistics = if known.len() == files.len() {
             Statistics::try_merge_iter(known, &self.inner_schema())?
@@ -239,6 +312,34 @@ impl FileTable {
         options.format.create_physical_plan(state, config).await
     }
 
+    /// Makes the columns of a CSV scan, which are text, into the declared ones: `null` is NULL, the rest is parsed.
+    fn with_nulls(
+        &self,
+        state: &dyn Session,
+        plan: Arc<dyn ExecutionPlan>,
+        null: &str,
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
+        let schema = plan.schema();
+        let columns = DFSchema::try_from(Arc::clone(&schema))?;
+        let mut exprs = Vec::with_capacity(schema.fields().len());
+        for field in schema.fields() {
+            let column = Expr::Column(Column::from_name(field.name()));
+            let declared = self.schema.field_with_name(field.name())?;
+            let expr = if self.partitions.iter().any(|partition| partition.name() == field.name()) {
+                column
+            } else {
+                let is_null = column.clone().eq(lit(null));
+                let text = match field.is_nullable() {
+                    true => when(is_null, lit(ScalarValue::Utf8(None))).otherwise(column)?,
+                    false => column,
+                };
+                cast(text, declared.data_type().clone())
+            };
+            exprs.push((state.create_physical_expr(expr, &columns)?, field.name().clone()));
+        }
+        Ok(Arc::new(ProjectionExec::try_new(exprs, plan)?))
+    }
+
     fn file_columns(&self) -> Schema {
         let all = self.inner.schema();
         Schema::new(all.fields()[..all.fields().len() - self.partitions.len()].to_vec())
@@ -246,7 +347,14 @@ impl FileTable {
 
     /// The columns in the order of `inner`, typed as declared.
     fn inner_schema(&self) -> Schema {
-        Schema::new(self.file_columns().fields().iter().chain(&self.partitions).cloned().collect::<Vec<_>>())
+        Schema::new(
+            self.file_columns()
+                .fields()
+                .iter()
+                .chain(&self.partitions)
+                .cloned()
+                .collect::<Vec<_>>(),
+        )
     }
 }
 
@@ -271,10 +379,15 @@ impl TableProvider for FileTable {
             Some(columns) => columns.iter().map(|column| self.order[*column]).collect(),
             None => self.order.clone(),
         };
-        if self.partitions.is_empty() {
-            return self.inner.scan(state, Some(&inner), filters, limit).await;
+        let plan = if self.partitions.is_empty() {
+            self.inner.scan(state, Some(&inner), filters, limit).await?
+        } else {
+            self.scan_partitioned(state, inner, filters, limit).await?
+        };
+        match &self.null_literal {
+            Some(null) => self.with_nulls(state, plan, null),
+            None => Ok(plan),
         }
-        self.scan_partitioned(state, inner, filters, limit).await
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> DataFusionResult<Vec<TableProviderFilterPushDown>> {

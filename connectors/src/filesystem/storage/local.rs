@@ -39,9 +39,21 @@ struct State {
 impl LocalStorage {
     pub(crate) fn new(folder: PathBuf, job: &str, replace: bool, rename_on_clash: bool) -> Self {
         // The id becomes part of a file name.
-        let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+        let safe = |c: char| {
+            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        };
         let job = job.chars().map(safe).collect();
-        Self { folder, job, replace, rename_on_clash, state: Arc::default() }
+        Self {
+            folder,
+            job,
+            replace,
+            rename_on_clash,
+            state: Arc::default(),
+        }
     }
 
     fn staging(&self, state: &mut State) -> Result<PathBuf> {
@@ -146,7 +158,10 @@ impl Storage for LocalStorage {
         let mut made = std::mem::take(&mut state.made);
         let mut published = Vec::new();
         let outcome = if unfinished > 0 {
-            Err(EngineError::Internal(format!("{unfinished} files under {} are unfinished", self.folder.display())))
+            Err(EngineError::Internal(format!(
+                "{unfinished} files under {} are unfinished",
+                self.folder.display()
+            )))
         } else if let Some(staging) = state.staging.clone() {
             state.complete.iter().try_for_each(|name| {
                 published.push(self.publish_one(&staging, name, &mut made)?);
@@ -220,7 +235,10 @@ impl StagedFile for LocalFile {
 }
 
 fn failed(path: &Path, source: io::Error) -> EngineError {
-    EngineError::Io { path: path.display().to_string(), source }
+    EngineError::Io {
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 /// Makes `folder` and notes every level that was not there.

@@ -60,11 +60,23 @@ impl ObjectStorage {
         rename_on_clash: bool,
     ) -> Self {
         let origin = url[..url::Position::BeforePath].to_string();
-        Self { origin, store, prefix, io, replace, rename_on_clash, state: Arc::default() }
+        Self {
+            origin,
+            store,
+            prefix,
+            io,
+            replace,
+            rename_on_clash,
+            state: Arc::default(),
+        }
     }
 
     fn key(&self, name: &str) -> Result<Path> {
-        let text = if self.prefix.is_empty() { name.to_string() } else { format!("{}/{name}", self.prefix) };
+        let text = if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}/{name}", self.prefix)
+        };
         // `parse`, not `from`: partition values are percent-encoded already.
         Path::parse(&text).map_err(|e| EngineError::Plan(format!("'{text}' cannot be an object's name: {e}")))
     }
@@ -93,7 +105,10 @@ impl ObjectStorage {
     }
 
     fn failed(&self, key: &str, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> EngineError {
-        EngineError::Io { path: format!("{}/{key}", self.origin), source: io::Error::other(e) }
+        EngineError::Io {
+            path: format!("{}/{key}", self.origin),
+            source: io::Error::other(e),
+        }
     }
 
     fn abort_uploads(&self, uploads: Vec<WriteMultipart>) {
@@ -109,8 +124,8 @@ impl Storage for ObjectStorage {
     fn create(&self, name: &str) -> Result<Box<dyn StagedFile>> {
         let key = self.free_key(name)?;
         let (store, at) = (Arc::clone(&self.store), key.clone());
-        let upload = wait(&self.io, async move { store.put_multipart(&at).await })
-            .map_err(|e| self.failed(key.as_ref(), e))?;
+        let upload =
+            wait(&self.io, async move { store.put_multipart(&at).await }).map_err(|e| self.failed(key.as_ref(), e))?;
         self.state.lock().opened += 1;
         Ok(Box::new(ObjectFile {
             upload: Some(WriteMultipart::new_with_chunk_size(upload, PART_BYTES)),
@@ -149,10 +164,15 @@ impl Storage for ObjectStorage {
         let mut uploads = uploads.into_iter();
         let mut outcome = Ok(());
         if unfinished > 0 {
-            outcome = Err(EngineError::Internal(format!("{unfinished} files under {} are unfinished", self.origin)));
+            outcome = Err(EngineError::Internal(format!(
+                "{unfinished} files under {} are unfinished",
+                self.origin
+            )));
         }
         while outcome.is_ok() {
-            let Some((key, upload)) = uploads.next() else { return Ok(()) };
+            let Some((key, upload)) = uploads.next() else {
+                return Ok(());
+            };
             match wait(&self.io, upload.finish()) {
                 Ok(_) => published.push(key),
                 Err(e) => outcome = Err(self.failed(key.as_ref(), e)),
@@ -173,7 +193,9 @@ impl Storage for ObjectStorage {
         let uploads = {
             let mut state = self.state.lock();
             state.ended = true;
-            let complete = std::mem::take(&mut state.complete).into_iter().map(|(_, upload)| upload);
+            let complete = std::mem::take(&mut state.complete)
+                .into_iter()
+                .map(|(_, upload)| upload);
             let mut uploads: Vec<WriteMultipart> = complete.collect();
             uploads.append(&mut state.dropped);
             uploads
@@ -200,7 +222,9 @@ struct ObjectFile {
 
 impl ObjectFile {
     fn wait_for_parts(&mut self, in_flight: usize) -> io::Result<()> {
-        let Some(mut upload) = self.upload.take() else { return Ok(()) };
+        let Some(mut upload) = self.upload.take() else {
+            return Ok(());
+        };
         let (upload, outcome) = wait(&self.io, async move {
             let outcome = upload.wait_for_capacity(in_flight).await;
             Ok((upload, outcome))
@@ -256,6 +280,9 @@ fn wait<T: Send + 'static>(
         let _ = sender.send(future.await);
     });
     receiver.recv().unwrap_or_else(|gone| {
-        Err(object_store::Error::Generic { store: "I/O runtime", source: Box::new(gone) })
+        Err(object_store::Error::Generic {
+            store: "I/O runtime",
+            source: Box::new(gone),
+        })
     })
 }
