@@ -13,9 +13,11 @@ Each <benchmark>/sf<N>/ below $THALWEG_TEST_DIR (default target/test-data) holds
     qNN.types          the DuckDB type of each column of the answer, one a line
     answers.csv        a line for each query: query, rows, determined, ordered
 
+Columns without an alias have DuckDB's name for the expression: compare columns by position.
+
 `determined` is "no" when the query leaves open which rows it returns (a LIMIT which cuts through ties): then only the
-number of rows can be compared. `ordered` is "no" when only the order is open: compare the sorted rows. Both are found by
-asking again with the rows of all tables shuffled.
+number of rows can be compared. `ordered` is "no" when the order is open: compare the sorted rows. Both are found by
+asking again with the rows of all tables shuffled (up to scale 1); a query without an ORDER BY is never `ordered`.
 
 The answers have PostgreSQL's meaning where DuckDB's own differs: integers divide to integers, NULLs come first in
 descending order. Left as DuckDB has it: AVG of a DECIMAL and division of DECIMALs give a DOUBLE.
@@ -81,9 +83,8 @@ def write_tables(benchmark: str, scale: str, folder: Path) -> list[str]:
     tables = [name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY 1").fetchall()]
     for table in tables:
         target = folder / f"{table}.parquet"
-        connection.execute(
-            f"COPY {table} TO '{target}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group_size(float(scale))})"
-        )
+        options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group_size(float(scale))}"
+        connection.execute(f"COPY {table} TO '{target}' ({options})")
         (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
         say(f"{benchmark} sf{scale} {target.name}: {rows} rows, {target.stat().st_size} bytes")
     connection.close()
@@ -255,7 +256,7 @@ def scale_factor(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="tpch, tpcds or quickstart (default: tpch tpcds; with --sf: tpch)")
-    parser.add_argument("--sf", type=scale_factor, metavar="N", help="scale factor (default: 0.01 for tpch, 0.1 for tpcds)")
+    parser.add_argument("--sf", type=scale_factor, metavar="N", help="scale factor (default: tpch 0.01, tpcds 0.1)")
     options = parser.parse_args()
     for what in options.what or (["tpch"] if options.sf else ["tpch", "tpcds"]):
         if what == "quickstart":

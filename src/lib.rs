@@ -1,1 +1,32 @@
-//! Thalweg
+//! Thalweg: one engine for batch and streams on Apache Arrow.
+//!
+//! A [`Session`] plans SQL with DataFusion's front end, lowers it to a job graph of Thalweg's own operators and runs
+//! that as a parallel dataflow in this process.
+//!
+//! ```
+//! # fn main() -> thalweg::Result<()> {
+//! let session = thalweg::Session::new(thalweg::SessionConfig::default())?;
+//! let rows = session.sql("SELECT 1 + 1 AS two")?.collect()?;
+//! assert_eq!(rows[0].num_rows(), 1);
+//! # Ok(())
+//! # }
+//! ```
+
+mod config;
+mod ddl;
+mod error;
+mod explain;
+mod resolver;
+mod result;
+mod script;
+mod session;
+mod settings;
+mod suggest;
+
+pub use config::SessionConfig;
+pub use error::{Error, ErrorKind, Result};
+pub use result::{Canceller, Outcome, Progress, ProgressHandle, QueryResult};
+pub use script::ScriptStatement;
+pub use session::Session;
+
+pub use thalweg_engine as engine;

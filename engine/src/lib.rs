@@ -8,6 +8,7 @@ pub mod data;
 pub mod exchange;
 pub mod operator;
 pub mod plan;
+pub mod runtime;
 pub mod time;
 
 pub use data::{Batch, EngineError, Result};

@@ -104,6 +104,17 @@ impl Reservation {
         Ok(())
     }
 
+    /// Holds `more` bytes more even beyond the budget: for callers that have already allocated and cannot fail. What
+    /// others ask for afterwards is refused until the budget holds again.
+    pub fn grow(&mut self, more: usize) {
+        let before = self.budget.reserved_bytes.fetch_add(more, Ordering::Relaxed);
+        self.budget
+            .peak_bytes
+            .fetch_max(before + more, Ordering::Relaxed);
+        self.bytes += more;
+        self.peak_bytes = self.peak_bytes.max(self.bytes);
+    }
+
     /// Gives `less` bytes back (at most what is held).
     pub fn shrink(&mut self, less: usize) {
         let less = less.min(self.bytes);

@@ -92,7 +92,6 @@ impl Drop for RemoveOnDrop {
 }
 
 /// Writes one spill file.
-#[derive(Debug)]
 pub struct SpillWriter {
     writer: StreamWriter<BufWriter<File>>,
     file: SpillFile,
@@ -160,7 +159,6 @@ impl SpillFile {
 }
 
 /// Reads one spill file; a file that is cut short or altered is an error, never fewer rows.
-#[derive(Debug)]
 pub struct SpillReader {
     reader: StreamReader<BufReader<File>>,
     rows_left: u64,
@@ -264,7 +262,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let file = parent.path().join("occupied");
         std::fs::write(&file, b"x").unwrap();
-        let error = SpillDirectory::new(&file).create(batch(0..1).schema()).unwrap_err();
+        let error = SpillDirectory::new(&file).create(batch(0..1).schema()).err().unwrap();
         assert!(error.to_string().contains("occupied") && error.to_string().contains("io.tmp.dirs"), "{error}");
     }
 }

@@ -1,1 +1,95 @@
-//! placeholder
+//! Thalweg's optimizer: DataFusion's optimized logical plan in, [`JobGraph`] out.
+//!
+//! [`lower`] chooses ship strategies (forward, hash, broadcast, global) and local strategies (build side, one or two
+//! phases, sort or reuse of an order) from what is known of each intermediate stream: how it is partitioned, how it is
+//! sorted, and how large it is. Scalar subqueries are jobs of their own that the session runs first:
+//! [`uncorrelated_scalar_subqueries`] finds them, [`substitute`] puts their values in.
+//!
+//! A plan becomes a tree of vertices: no vertex feeds two others. Reading a join's build side before its probe side can
+//! therefore never wait on itself.
+
+mod estimate;
+mod explain;
+mod lower;
+mod properties;
+mod subquery;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::catalog::TableProvider;
+use datafusion::common::TableReference;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::dml::CopyTo;
+use thalweg_engine::Result;
+use thalweg_engine::plan::{JobGraph, SinkSpec};
+
+pub use explain::{explain, explain_with};
+pub use subquery::{substitute, uncorrelated_scalar_subqueries};
+
+/// Tells which connector writes what.
+pub trait SinkResolver: fmt::Debug + Send + Sync {
+    /// The sink of a `COPY .. TO`.
+    ///
+    /// # Errors
+    /// When no connector writes this format or place.
+    fn copy(&self, copy: &CopyTo) -> Result<SinkSpec>;
+
+    /// The sink of an `INSERT INTO`; `None` when the table is not ours and inserts by itself.
+    ///
+    /// # Errors
+    /// When the table cannot be written to.
+    fn insert(
+        &self,
+        table: &TableReference,
+        provider: &Arc<dyn TableProvider>,
+        input_schema: &SchemaRef,
+    ) -> Result<Option<SinkSpec>>;
+
+    /// The most subtasks that may write to `sink` (a single file has one writer); any number when `None`.
+    ///
+    /// # Errors
+    /// When the sink's options are wrong.
+    fn max_writers(&self, sink: &SinkSpec) -> Result<Option<usize>>;
+}
+
+/// What [`lower`] needs to know beyond the plan.
+#[derive(Clone, Debug)]
+pub struct LoweringOptions {
+    /// Subtasks of a vertex that has enough to do.
+    pub parallelism: usize,
+    /// A join's build side up to this size is sent to every subtask.
+    pub broadcast_threshold_bytes: usize,
+    /// Whether exchanges that redistribute rows are materialised, so that they can be replayed.
+    pub blocking_exchanges: bool,
+    /// Who resolves the targets of writes.
+    pub sink_resolver: Arc<dyn SinkResolver>,
+}
+
+impl LoweringOptions {
+    /// The default of `broadcast_threshold_bytes`: a hash table of this size is built in a few milliseconds.
+    pub const BROADCAST_THRESHOLD_BYTES: usize = 10 << 20;
+
+    /// Pipelined exchanges and the default broadcast threshold.
+    pub fn new(parallelism: usize, sink_resolver: Arc<dyn SinkResolver>) -> Self {
+        Self {
+            parallelism: parallelism.max(1),
+            broadcast_threshold_bytes: Self::BROADCAST_THRESHOLD_BYTES,
+            blocking_exchanges: false,
+            sink_resolver,
+        }
+    }
+}
+
+/// Lowers an optimized logical plan. The last vertex has parallelism 1 and ends in `Collect`; of a write it collects the
+/// count of rows written.
+///
+/// # Errors
+/// When the plan holds a node or an expression that has no lowering; the error names it.
+pub async fn lower(plan: &LogicalPlan, session: &SessionState, options: &LoweringOptions) -> Result<JobGraph> {
+    lower::Lowering::new(session, options).run(plan).await
+}

@@ -44,8 +44,21 @@ impl Element {
     /// never holds them up.
     pub fn byte_size(&self) -> usize {
         match self {
-            Element::Batch(batch) => batch.get_array_memory_size(),
+            Element::Batch(batch) => batch_bytes(batch).max(MIN_BATCH_BYTES),
             _ => 0,
         }
     }
+}
+
+/// A batch without columns still takes a place in the queue.
+const MIN_BATCH_BYTES: usize = 64;
+
+/// The bytes of a batch's rows. Slices count what they show, not the buffers behind them, which several batches
+/// may share.
+pub fn batch_bytes(batch: &Batch) -> usize {
+    batch
+        .columns()
+        .iter()
+        .map(|column| column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size()))
+        .sum()
 }

@@ -4,7 +4,7 @@ mod element;
 mod error;
 mod hash;
 
-pub use element::{Barrier, Element, Watermark};
+pub use element::{Barrier, Element, Watermark, batch_bytes};
 pub use error::{EngineError, Result};
 pub use hash::{hash_rows, key_group, subtask_of_hash};
 

@@ -3,25 +3,39 @@
 use std::sync::Arc;
 
 use crate::data::{EngineError, Result};
+use crate::operator::Operator;
+use crate::operator::aggregate::Aggregate;
 use crate::operator::expand::Expand;
 use crate::operator::filter::Filter;
+use crate::operator::hash_join::HashJoin;
 use crate::operator::limit::Limit;
+use crate::operator::merge::Merge;
+use crate::operator::nested_loop_join::NestedLoopJoin;
 use crate::operator::project::Project;
 use crate::operator::scan::{Scan, Splits};
-use crate::operator::Operator;
+use crate::operator::sort::Sort;
+use crate::operator::wrapped::Wrapped;
 use crate::plan::OperatorSpec;
 
-/// Builds the operator of one subtask.
+/// Builds the operator of one subtask; `inputs` is how many ports it has.
 ///
 /// # Errors
 /// When the spec is a source or a sink (the runtime builds those) or contradicts itself.
-pub fn build_operator(spec: &OperatorSpec) -> Result<Box<dyn Operator>> {
+pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Operator>> {
     Ok(match spec {
         OperatorSpec::Filter(spec) => Box::new(Filter::new(spec.clone())),
         OperatorSpec::Project(spec) => Box::new(Project::new(spec.clone())),
         OperatorSpec::Expand(spec) => Box::new(Expand::new(spec.clone())),
+        OperatorSpec::Aggregate(spec) => Box::new(Aggregate::new(spec.clone())?),
+        OperatorSpec::HashJoin(spec) => Box::new(HashJoin::new(spec.clone())?),
+        OperatorSpec::NestedLoopJoin(spec) => Box::new(NestedLoopJoin::new(spec.clone())),
+        OperatorSpec::Sort(spec) => Box::new(Sort::new(spec.clone())),
+        OperatorSpec::Merge(spec) => Box::new(Merge::new(spec.clone(), inputs)),
         OperatorSpec::Limit(spec) => Box::new(Limit::new(*spec)),
-        other => return Err(EngineError::Internal(format!("{} is not built here", other.name()))),
+        OperatorSpec::Wrapped(spec) => Box::new(Wrapped::new(spec.clone())?),
+        OperatorSpec::Scan(_) | OperatorSpec::Collect(_) | OperatorSpec::Sink(_) => {
+            return Err(EngineError::Internal(format!("the runtime builds {} itself", spec.name())));
+        }
     })
 }
 

@@ -55,7 +55,7 @@ impl<O: Operator> Harness<O> {
     }
 
     pub(crate) fn with_memory(operator: O, budget_bytes: usize) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let memory = MemoryManager::new(budget_bytes);
         let context = Context {
             operator: "operator under test".into(),

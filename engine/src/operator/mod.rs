@@ -3,36 +3,31 @@
 //! An operator is handed batches and control events by its subtask's loop and hands its output to a [`Collector`],
 //! which is the next operator of the chain or the output gate: the operator cannot tell which.
 
+mod aggregate;
 mod context;
 mod expand;
 mod factory;
 mod filter;
 #[cfg(test)]
 pub(crate) mod harness;
+mod hash_join;
 mod limit;
+mod merge;
+mod nested_loop_join;
 mod project;
 mod scan;
 mod sink;
+mod sort;
+mod wrapped;
 
 use crate::data::{Batch, EngineError, Result, Watermark};
 use crate::time::Timer;
 
+pub use crate::exchange::{Port, ReadNext};
 pub use context::{Context, OperatorMetrics};
 pub use factory::{build_operator, build_source};
 pub use scan::{Scan, SourceEvent, Splits};
 pub use sink::{PreparedSink, Sink, SinkConnector, SinkJob, SinkWriter};
-
-/// Which input of an operator an element came from.
-pub type Port = usize;
-
-/// Which input an operator wants to read next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadNext {
-    /// Whatever arrives first.
-    Any,
-    /// This input only (build before probe, merge of sorted inputs).
-    Only(Port),
-}
 
 /// Where an operator's output goes.
 pub trait Collector {

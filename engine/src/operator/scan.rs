@@ -22,7 +22,10 @@ pub struct Splits {
 impl Splits {
     /// Splits `0..count`.
     pub fn new(count: usize) -> Arc<Self> {
-        Arc::new(Self { next: AtomicUsize::new(0), count })
+        Arc::new(Self {
+            next: AtomicUsize::new(0),
+            count,
+        })
     }
 
     /// How many splits there are in all.
@@ -70,6 +73,11 @@ impl Scan {
         }
     }
 
+    /// The plan whose partitions are the splits.
+    pub fn plan(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.plan
+    }
+
     /// Waits for the next batch, at most `patience`; decoding runs on the calling thread, I/O on the I/O runtime.
     ///
     /// # Errors
@@ -82,7 +90,9 @@ impl Scan {
                 return Ok(SourceEvent::End);
             }
             let Some(stream) = self.current.as_mut() else {
-                let Some(split) = self.splits.take() else { return Ok(SourceEvent::End) };
+                let Some(split) = self.splits.take() else {
+                    return Ok(SourceEvent::End);
+                };
                 let _io = cx.io.enter();
                 self.current = Some(self.plan.execute(split, Arc::clone(&cx.task))?);
                 continue;
@@ -117,5 +127,156 @@ async fn sleep(patience: Option<Duration>) {
     match patience {
         Some(duration) => tokio::time::sleep(duration).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, AsArray, Int32Array};
+    use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
+    use datafusion::execution::TaskContext;
+    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+    use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
+    use futures::stream;
+
+    use super::*;
+    use crate::operator::harness::Harness;
+    use crate::operator::limit::Limit;
+    use crate::plan::{LimitSpec, PhysicalPlan};
+
+    /// A split: its rows, each a batch; or one that never says anything.
+    #[derive(Debug)]
+    struct Split {
+        schema: SchemaRef,
+        rows: Option<Vec<i32>>,
+    }
+
+    impl PartitionStream for Split {
+        fn schema(&self) -> &SchemaRef {
+            &self.schema
+        }
+
+        fn execute(&self, _task: Arc<TaskContext>) -> SendableRecordBatchStream {
+            let schema = Arc::clone(&self.schema);
+            match &self.rows {
+                None => Box::pin(RecordBatchStreamAdapter::new(schema, stream::pending())),
+                Some(rows) => {
+                    let batches: Vec<_> = rows.iter().map(|row| Ok(batch(&schema, *row))).collect();
+                    Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(batches)))
+                }
+            }
+        }
+    }
+
+    fn batch(schema: &SchemaRef, row: i32) -> Batch {
+        // An empty batch first, now and then: a scan hands none on.
+        let rows = if row < 0 { vec![] } else { vec![row] };
+        Batch::try_new(Arc::clone(schema), vec![Arc::new(Int32Array::from(rows)) as ArrayRef]).unwrap()
+    }
+
+    fn scan_spec(splits: Vec<Option<Vec<i32>>>, limit: Option<usize>) -> ScanSpec {
+        let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int32, false)]));
+        let split = |rows| {
+            Arc::new(Split {
+                schema: Arc::clone(&schema),
+                rows,
+            }) as Arc<dyn PartitionStream>
+        };
+        let splits = splits.into_iter().map(split).collect();
+        let plan = StreamingTableExec::try_new(Arc::clone(&schema), splits, None, [], false, None).unwrap();
+        ScanSpec {
+            table: "t".into(),
+            plan: PhysicalPlan(Arc::new(plan)),
+            limit,
+        }
+    }
+
+    /// For its context only.
+    fn harness() -> Harness<Limit> {
+        Harness::new(Limit::new(LimitSpec { skip: 0, fetch: None }))
+    }
+
+    fn read_all(scan: &mut Scan, cx: &mut Context) -> Vec<i32> {
+        let mut rows = Vec::new();
+        loop {
+            match scan.next(cx, None).unwrap() {
+                SourceEvent::Batch(batch) => {
+                    assert!(batch.num_rows() > 0, "an empty batch was handed on");
+                    rows.extend(batch.column(0).as_primitive::<Int32Type>().values());
+                }
+                SourceEvent::Pending => panic!("pending without a time to wait"),
+                SourceEvent::End => return rows,
+            }
+        }
+    }
+
+    #[test]
+    fn a_slow_split_does_not_hold_up_the_other_subtask() {
+        let spec = scan_spec(vec![None, Some(vec![1, -1, 2]), Some(vec![]), Some(vec![3])], None);
+        let splits = Splits::new(4);
+        let mut slow = Scan::new(spec.clone(), Arc::clone(&splits));
+        let mut free = Scan::new(spec, Arc::clone(&splits));
+        let mut harness = harness();
+        let event = slow.next(&mut harness.context, Some(Duration::from_millis(1))).unwrap();
+        assert!(matches!(event, SourceEvent::Pending));
+        assert_eq!(splits.taken(), 1);
+        assert_eq!(read_all(&mut free, &mut harness.context), [1, 2, 3]);
+        assert_eq!((splits.taken(), splits.count()), (4, 4));
+        let event = slow.next(&mut harness.context, Some(Duration::ZERO)).unwrap();
+        assert!(
+            matches!(event, SourceEvent::Pending),
+            "the slow split is still being read"
+        );
+    }
+
+    #[test]
+    fn cancelling_ends_a_wait_that_has_no_end() {
+        let mut scan = Scan::new(scan_spec(vec![None], None), Splits::new(1));
+        let mut harness = harness();
+        let cancel = harness.context.cancel.clone();
+        let waiting = std::thread::spawn(move || {
+            let ended = scan.next(&mut harness.context, None);
+            matches!(ended, Err(EngineError::Cancelled))
+        });
+        cancel.cancel();
+        assert!(waiting.join().unwrap());
+    }
+
+    #[test]
+    fn cancelling_wakes_a_scan_that_waits_already() {
+        let mut scan = Scan::new(scan_spec(vec![None], None), Splits::new(1));
+        let mut harness = harness();
+        let cancel = harness.context.cancel.clone();
+        // The cancellation comes from the I/O runtime while the only thing the scan can do is wait.
+        harness.context.io.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            cancel.cancel();
+        });
+        assert!(matches!(
+            scan.next(&mut harness.context, None),
+            Err(EngineError::Cancelled)
+        ));
+    }
+
+    #[test]
+    fn a_limit_ends_the_scan_in_the_middle_of_a_batch() {
+        for (limit, expected) in [(0, &[][..]), (2, &[1, 2]), (3, &[1, 2, 3]), (9, &[1, 2, 3])] {
+            let mut scan = Scan::new(
+                scan_spec(vec![Some(vec![1, 2]), Some(vec![3])], Some(limit)),
+                Splits::new(2),
+            );
+            assert_eq!(read_all(&mut scan, &mut harness().context), expected);
+        }
+    }
+
+    #[test]
+    fn a_scan_of_no_splits_ends_at_once() {
+        assert!(
+            read_all(
+                &mut Scan::new(scan_spec(vec![], None), Splits::new(0)),
+                &mut harness().context
+            )
+            .is_empty()
+        );
     }
 }

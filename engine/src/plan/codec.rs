@@ -182,7 +182,6 @@ impl ExecutionPlan for InputPlaceholder {
         Ok(TreeNodeRecursion::Continue)
     }
 
-    #[expect(deprecated, reason = "the trait still requires it")]
     fn with_new_children(
         self: Arc<Self>,
         _children: Vec<Arc<dyn ExecutionPlan>>,

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::compute::SortOptions;
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
@@ -280,12 +280,4 @@ pub(crate) mod join_side_text {
             })
             .collect()
     }
-}
-
-/// The fields of `schema` at `indices`, or all.
-pub fn project_schema(schema: &Schema, indices: Option<&[usize]>) -> Result<SchemaRef, arrow::error::ArrowError> {
-    Ok(Arc::new(match indices {
-        Some(indices) => schema.project(indices)?,
-        None => schema.clone(),
-    }))
 }

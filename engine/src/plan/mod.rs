@@ -6,6 +6,7 @@ mod expression;
 mod job_graph;
 mod specs;
 
+pub(crate) use codec::InputPlaceholder;
 pub use codec::{decode_job_graph, encode_job_graph};
 pub use expression::{Aggregates, PhysicalPlan, ScalarExpr, SchemaSpec, SortKey};
 pub use job_graph::{

@@ -1,0 +1,333 @@
+//! [`InputGate`]: the channels of all inputs of one subtask, read in order of arrival.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::data::{Barrier, Batch, Element, EngineError, Result, Watermark};
+use crate::exchange::{CancelToken, ChannelSender, Demand};
+
+/// Which input of an operator an element came from.
+pub type Port = usize;
+
+/// Which input an operator wants to read next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadNext {
+    /// Whatever arrives first.
+    Any,
+    /// This input only (build before probe, merge of sorted inputs).
+    Only(Port),
+}
+
+/// What a subtask reads from its gate.
+#[derive(Debug)]
+pub enum GateEvent {
+    /// Rows of one input.
+    Batch(Port, Batch),
+    /// The minimum watermark of all channels has risen.
+    Watermark(Watermark),
+    /// All channels have delivered this barrier.
+    Barrier(Barrier),
+    /// All channels of this input have ended.
+    End(Port),
+    /// Nothing arrived in time.
+    Pending,
+}
+
+/// Where the elements of a channel come from.
+pub enum ChannelSource {
+    /// A running producer, which holds the channel's [`Inlet`].
+    Live,
+    /// A materialized partition: read at the consumer's pace.
+    Replay(Box<dyn Iterator<Item = Result<Batch>> + Send>),
+}
+
+struct Channel {
+    port: Port,
+    queue: VecDeque<Element>,
+    queued_bytes: usize,
+    ended: bool,
+    watermark: Option<Watermark>,
+    idle: bool,
+    /// The barrier that this channel has delivered and the others have not: it is not read until they have.
+    barrier: Option<Barrier>,
+}
+
+struct State {
+    channels: Vec<Channel>,
+    open_channels_of_port: Vec<usize>,
+    watermark: Option<Watermark>,
+    /// The reader has left.
+    closed: bool,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    readable: Condvar,
+    writable: Condvar,
+    credit_bytes: usize,
+    cancel: CancelToken,
+}
+
+/// The receiving end of all channels of one subtask.
+pub struct InputGate {
+    shared: Arc<Shared>,
+    replays: Vec<Option<Replay>>,
+    cursor: usize,
+}
+
+struct Replay {
+    port: Port,
+    batches: Box<dyn Iterator<Item = Result<Batch>> + Send>,
+}
+
+/// The sending end of one channel of a gate in the same process.
+pub struct Inlet {
+    shared: Arc<Shared>,
+    channel: usize,
+}
+
+impl InputGate {
+    /// A gate with the given channels, each belonging to an input. `credit_bytes` bounds what waits in one channel
+    /// (one batch may always wait, however large).
+    pub fn new(channels: Vec<(Port, ChannelSource)>, credit_bytes: usize, cancel: CancelToken) -> Self {
+        let ports = channels.iter().map(|(port, _)| port + 1).max().unwrap_or(0);
+        let mut open_channels_of_port = vec![0; ports];
+        let mut replays = Vec::with_capacity(channels.len());
+        let mut states = Vec::with_capacity(channels.len());
+        for (port, source) in channels {
+            open_channels_of_port[port] += 1;
+            states.push(Channel {
+                port,
+                queue: VecDeque::new(),
+                queued_bytes: 0,
+                ended: false,
+                watermark: None,
+                idle: false,
+                barrier: None,
+            });
+            replays.push(match source {
+                ChannelSource::Live => None,
+                ChannelSource::Replay(batches) => Some(Replay { port, batches }),
+            });
+        }
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State { channels: states, open_channels_of_port, watermark: None, closed: false }),
+            readable: Condvar::new(),
+            writable: Condvar::new(),
+            credit_bytes,
+            cancel: cancel.clone(),
+        });
+        let weak = Arc::downgrade(&shared);
+        cancel.on_cancel(move || {
+            if let Some(shared) = weak.upgrade() {
+                // The lock makes sure that nobody is between looking at the token and going to sleep.
+                let _state = shared.state.lock();
+                shared.readable.notify_all();
+                shared.writable.notify_all();
+            }
+        });
+        Self { shared, replays, cursor: 0 }
+    }
+
+    /// The sending end of a live channel.
+    pub fn inlet(&self, channel: usize) -> Inlet {
+        Inlet { shared: Arc::clone(&self.shared), channel }
+    }
+
+    /// Number of inputs.
+    pub fn ports(&self) -> usize {
+        self.shared.state.lock().open_channels_of_port.len()
+    }
+
+    /// The next event of the inputs that `read` admits; waits for it at most `patience`.
+    ///
+    /// # Errors
+    /// `Cancelled`, or a materialized partition that cannot be read.
+    pub fn next(&mut self, read: ReadNext, patience: Option<Duration>) -> Result<GateEvent> {
+        loop {
+            self.shared.cancel.check()?;
+            if let Some(event) = self.next_replayed(read)? {
+                return Ok(event);
+            }
+            let shared = Arc::clone(&self.shared);
+            let mut state = shared.state.lock();
+            if let Some(event) = self.take(&mut state, read)? {
+                return Ok(event);
+            }
+            if shared.cancel.is_cancelled() {
+                return Err(EngineError::Cancelled);
+            }
+            match patience {
+                None => shared.readable.wait(&mut state),
+                Some(patience) => {
+                    if shared.readable.wait_for(&mut state, patience).timed_out() {
+                        return Ok(self.take(&mut state, read)?.unwrap_or(GateEvent::Pending));
+                    }
+                }
+            }
+            self.cursor = self.cursor.wrapping_add(1);
+        }
+    }
+
+    /// Tells the producers that nothing more is wanted.
+    pub fn close(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.closed = true;
+        for channel in &mut state.channels {
+            channel.queue.clear();
+            channel.queued_bytes = 0;
+        }
+        self.replays.iter_mut().for_each(|replay| *replay = None);
+        drop(state);
+        self.shared.writable.notify_all();
+    }
+
+    fn next_replayed(&mut self, read: ReadNext) -> Result<Option<GateEvent>> {
+        for (index, slot) in self.replays.iter_mut().enumerate() {
+            let Some(replay) = slot else { continue };
+            if !admits(read, replay.port) {
+                continue;
+            }
+            match replay.batches.next().transpose()? {
+                Some(batch) => return Ok(Some(GateEvent::Batch(replay.port, batch))),
+                None => {
+                    *slot = None;
+                    let mut state = self.shared.state.lock();
+                    state.channels[index].queue.push_back(Element::EndOfInput);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes the next event out of the queues, round-robin over the channels so that none starves.
+    fn take(&mut self, state: &mut State, read: ReadNext) -> Result<Option<GateEvent>> {
+        if let Some(event) = state.aligned_barrier().or_else(|| state.risen_watermark()) {
+            return Ok(Some(event));
+        }
+        let count = state.channels.len();
+        for offset in 0..count {
+            let index = (self.cursor + offset) % count;
+            loop {
+                let channel = &mut state.channels[index];
+                if channel.barrier.is_some() || !admits(read, channel.port) {
+                    break;
+                }
+                let Some(element) = channel.queue.pop_front() else { break };
+                if channel.queued_bytes > 0 {
+                    channel.queued_bytes = channel.queued_bytes.saturating_sub(element.byte_size());
+                    self.shared.writable.notify_all();
+                }
+                if let Some(event) = state.accept(index, element)? {
+                    self.cursor = index + 1;
+                    return Ok(Some(event));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for InputGate {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn admits(read: ReadNext, port: Port) -> bool {
+    match read {
+        ReadNext::Any => true,
+        ReadNext::Only(wanted) => wanted == port,
+    }
+}
+
+impl State {
+    /// Takes in one element of a channel; gives the event it completes, if any.
+    fn accept(&mut self, index: usize, element: Element) -> Result<Option<GateEvent>> {
+        let channel = &mut self.channels[index];
+        match element {
+            Element::Batch(batch) => return Ok(Some(GateEvent::Batch(channel.port, batch))),
+            Element::Watermark(watermark) => {
+                channel.watermark = channel.watermark.max(Some(watermark));
+                channel.idle = false;
+            }
+            Element::Idle => channel.idle = true,
+            Element::Active => channel.idle = false,
+            Element::Barrier(barrier) => channel.barrier = Some(barrier),
+            Element::EndOfInput => {
+                channel.ended = true;
+                let port = channel.port;
+                self.open_channels_of_port[port] -= 1;
+                if self.open_channels_of_port[port] == 0 {
+                    return Ok(Some(GateEvent::End(port)));
+                }
+            }
+            Element::SuperstepEnd(step) => {
+                return Err(EngineError::Internal(format!("superstep {step} ended outside an iteration")));
+            }
+        }
+        Ok(self.aligned_barrier().or_else(|| self.risen_watermark()))
+    }
+
+    /// The barrier, once every channel that has not ended has delivered it; the channels then go on.
+    fn aligned_barrier(&mut self) -> Option<GateEvent> {
+        let mut open = self.channels.iter_mut().filter(|channel| !channel.ended).peekable();
+        let barrier = open.peek()?.barrier?;
+        if !open.all(|channel| channel.barrier == Some(barrier)) {
+            return None;
+        }
+        for channel in &mut self.channels {
+            channel.barrier = None;
+        }
+        Some(GateEvent::Barrier(barrier))
+    }
+
+    /// The minimum over the channels that have not ended and are not idle, when it has risen.
+    fn risen_watermark(&mut self) -> Option<GateEvent> {
+        let minimum = self
+            .channels
+            .iter()
+            .filter(|channel| !channel.ended && !channel.idle)
+            .map(|channel| channel.watermark)
+            .min()??;
+        if self.watermark.is_some_and(|last| minimum <= last) {
+            return None;
+        }
+        self.watermark = Some(minimum);
+        Some(GateEvent::Watermark(minimum))
+    }
+}
+
+impl ChannelSender for Inlet {
+    fn send(&mut self, element: Element) -> Result<Demand> {
+        let shared = &self.shared;
+        let size = element.byte_size();
+        let mut state = shared.state.lock();
+        loop {
+            if shared.cancel.is_cancelled() {
+                return Err(EngineError::Cancelled);
+            }
+            if state.closed {
+                return Ok(Demand::Done);
+            }
+            let queued = state.channels[self.channel].queued_bytes;
+            if size == 0 || queued == 0 || queued + size <= shared.credit_bytes {
+                break;
+            }
+            shared.writable.wait(&mut state);
+        }
+        let channel = &mut state.channels[self.channel];
+        channel.queue.push_back(element);
+        channel.queued_bytes += size;
+        drop(state);
+        shared.readable.notify_one();
+        Ok(Demand::More)
+    }
+
+    fn demand(&self) -> Demand {
+        if self.shared.state.lock().closed { Demand::Done } else { Demand::More }
+    }
+}

@@ -1,0 +1,252 @@
+//! The aggregate functions of one aggregation: their inputs evaluated from a batch, their accumulators over groups.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
+use arrow::compute::prep_null_mask_filter;
+use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
+use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::physical_expr::{GroupsAccumulatorAdapter, PhysicalExpr};
+use datafusion::physical_expr_common::physical_expr::is_volatile;
+
+use crate::data::{Batch, EngineError, Result};
+use crate::plan::{AggregateMode, AggregateSpec};
+
+/// What a function reads of a batch.
+pub(super) struct Input {
+    /// Arguments followed by ordering expressions, or the state columns.
+    pub(super) values: Vec<ArrayRef>,
+    /// The rows that count, without NULLs.
+    pub(super) filter: Option<BooleanArray>,
+}
+
+/// How each function's input comes from a batch.
+pub(super) struct Inputs {
+    /// The distinct expressions; functions refer to them by number, so that `sum(x), avg(x)` evaluates `x` once.
+    expressions: Vec<Arc<dyn PhysicalExpr>>,
+    functions: Vec<Source>,
+}
+
+struct Source {
+    values: Vec<Column>,
+    filter: Option<usize>,
+}
+
+#[derive(Clone, Copy)]
+enum Column {
+    Expression(usize),
+    Batch(usize),
+}
+
+impl Inputs {
+    /// Of the functions of `spec`, in its mode.
+    ///
+    /// # Errors
+    /// When a function cannot name its states.
+    pub(super) fn new(spec: &AggregateSpec) -> Result<Self> {
+        Self::of(spec, |_| true)
+    }
+
+    /// The same without what only filtered functions read: those evaluate it on the rows that count.
+    ///
+    /// # Errors
+    /// As for `new`.
+    pub(super) fn unfiltered(spec: &AggregateSpec) -> Result<Self> {
+        Self::of(spec, |filter| filter.is_none())
+    }
+
+    fn of(spec: &AggregateSpec, wanted: impl Fn(&Option<Arc<dyn PhysicalExpr>>) -> bool) -> Result<Self> {
+        let mut inputs = Self {
+            expressions: Vec::new(),
+            functions: Vec::new(),
+        };
+        let mut next_state = spec.group_by.len();
+        for (function, filter) in spec.aggregates.functions.iter().zip(&spec.aggregates.filters) {
+            let source = if spec.mode == AggregateMode::Final {
+                let first = next_state;
+                next_state += function.state_fields()?.len();
+                Source {
+                    values: (first..next_state).map(Column::Batch).collect(),
+                    filter: None,
+                }
+            } else if wanted(filter) {
+                let values = raw_arguments(function);
+                Source {
+                    values: values
+                        .iter()
+                        .map(|expr| Column::Expression(inputs.number(expr)))
+                        .collect(),
+                    filter: filter.as_ref().map(|filter| inputs.number(filter)),
+                }
+            } else {
+                Source {
+                    values: Vec::new(),
+                    filter: None,
+                }
+            };
+            inputs.functions.push(source);
+        }
+        Ok(inputs)
+    }
+
+    fn number(&mut self, expr: &Arc<dyn PhysicalExpr>) -> usize {
+        let known = self.expressions.iter().position(|known| known == expr);
+        // Two calls of random() are two columns.
+        known.filter(|_| !is_volatile(expr)).unwrap_or_else(|| {
+            self.expressions.push(Arc::clone(expr));
+            self.expressions.len() - 1
+        })
+    }
+
+    /// One input per function.
+    ///
+    /// # Errors
+    /// When an expression fails.
+    pub(super) fn evaluate(&self, batch: &Batch) -> Result<Vec<Input>> {
+        let arrays = evaluate_all(&self.expressions, batch)?;
+        let mut inputs = Vec::with_capacity(self.functions.len());
+        for source in &self.functions {
+            let column = |column: &Column| match *column {
+                Column::Expression(index) => Arc::clone(&arrays[index]),
+                Column::Batch(index) => Arc::clone(batch.column(index)),
+            };
+            let filter = source.filter.map(|index| as_mask(&arrays[index])).transpose()?;
+            inputs.push(Input {
+                values: source.values.iter().map(column).collect(),
+                filter,
+            });
+        }
+        Ok(inputs)
+    }
+}
+
+/// What a function is fed with from raw rows: its arguments, then what it orders by.
+pub(super) fn raw_arguments(function: &AggregateFunctionExpr) -> Vec<Arc<dyn PhysicalExpr>> {
+    let order = function.order_bys().iter().map(|key| Arc::clone(&key.expr));
+    function.expressions().into_iter().chain(order).collect()
+}
+
+/// Evaluates expressions to columns.
+///
+/// # Errors
+/// When one fails.
+pub(super) fn evaluate_all(expressions: &[Arc<dyn PhysicalExpr>], batch: &Batch) -> Result<Vec<ArrayRef>> {
+    expressions
+        .iter()
+        .map(|expr| Ok(expr.evaluate(batch)?.into_array(batch.num_rows())?))
+        .collect()
+}
+
+/// A condition's result with NULL as false.
+///
+/// # Errors
+/// When it is not boolean.
+pub(super) fn as_mask(array: &ArrayRef) -> Result<BooleanArray> {
+    let mask = array
+        .as_boolean_opt()
+        .ok_or_else(|| EngineError::Internal(format!("a FILTER is {}, not boolean", array.data_type())))?;
+    Ok(if mask.nulls().is_some() {
+        prep_null_mask_filter(mask)
+    } else {
+        mask.clone()
+    })
+}
+
+/// One accumulator per function, over all groups.
+pub(super) struct Accumulators {
+    functions: Vec<Arc<AggregateFunctionExpr>>,
+    each: Vec<Box<dyn GroupsAccumulator>>,
+}
+
+impl Accumulators {
+    /// Empty accumulators.
+    ///
+    /// # Errors
+    /// When a function refuses its arguments' types.
+    pub(super) fn new(functions: Vec<Arc<AggregateFunctionExpr>>) -> Result<Self> {
+        let each = functions.iter().map(create).collect::<Result<_>>()?;
+        Ok(Self { functions, each })
+    }
+
+    /// Takes raw rows.
+    ///
+    /// # Errors
+    /// When a function fails (overflow).
+    pub(super) fn update(&mut self, inputs: &[Input], groups: &[usize], total: usize) -> Result<()> {
+        for (accumulator, input) in self.each.iter_mut().zip(inputs) {
+            accumulator.update_batch(&input.values, groups, input.filter.as_ref(), total)?;
+        }
+        Ok(())
+    }
+
+    /// Takes rows of states.
+    ///
+    /// # Errors
+    /// As for `update`.
+    pub(super) fn merge(&mut self, inputs: &[Input], groups: &[usize], total: usize) -> Result<()> {
+        for (accumulator, input) in self.each.iter_mut().zip(inputs) {
+            accumulator.merge_batch(&input.values, groups, total)?;
+        }
+        Ok(())
+    }
+
+    /// The state columns of raw rows, each row a group of its own. Does not touch the accumulators.
+    ///
+    /// # Errors
+    /// When a function fails or cannot do it.
+    pub(super) fn convert(&self, inputs: &[Input]) -> Result<Vec<ArrayRef>> {
+        let mut columns = Vec::new();
+        for (accumulator, input) in self.each.iter().zip(inputs) {
+            columns.extend(accumulator.convert_to_state(&input.values, input.filter.as_ref())?);
+        }
+        Ok(columns)
+    }
+
+    /// The state columns of all groups; the accumulators are empty afterwards.
+    ///
+    /// # Errors
+    /// When a function fails.
+    pub(super) fn take_states(&mut self) -> Result<Vec<ArrayRef>> {
+        let mut columns = Vec::new();
+        for accumulator in &mut self.each {
+            columns.extend(accumulator.state(EmitTo::All)?);
+        }
+        self.reset()?;
+        Ok(columns)
+    }
+
+    /// The result columns of all groups; the accumulators are empty afterwards.
+    ///
+    /// # Errors
+    /// When a function fails.
+    pub(super) fn take_results(&mut self) -> Result<Vec<ArrayRef>> {
+        let columns = self
+            .each
+            .iter_mut()
+            .map(|accumulator| Ok(accumulator.evaluate(EmitTo::All)?))
+            .collect();
+        self.reset()?;
+        columns
+    }
+
+    /// Bytes held.
+    pub(super) fn size(&self) -> usize {
+        self.each.iter().map(|accumulator| accumulator.size()).sum()
+    }
+
+    // Made anew rather than trusted to be as new: not every function of the world clears all it has on emission.
+    fn reset(&mut self) -> Result<()> {
+        self.each = self.functions.iter().map(create).collect::<Result<_>>()?;
+        Ok(())
+    }
+}
+
+fn create(function: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAccumulator>> {
+    if function.groups_accumulator_supported() {
+        return Ok(function.create_groups_accumulator()?);
+    }
+    let function = Arc::clone(function);
+    Ok(Box::new(GroupsAccumulatorAdapter::new(move || {
+        function.create_accumulator()
+    })))
+}

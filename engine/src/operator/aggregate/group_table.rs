@@ -1,0 +1,251 @@
+//! The group table: group keys to dense group numbers, in order of first appearance.
+//!
+//! Columns are first brought to a *key type* (dictionaries and run-ends to their values, booleans to bytes), then
+//! numbered by the cheapest [`KeyStore`] that can hold them. A store that is too narrow for what turns up later (the
+//! first NULL in a packed key) is replaced: its keys go, in order, into a wider one, so that group numbers stand.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, PrimitiveArray};
+use arrow::compute::{cast, filter};
+use arrow::datatypes::{ArrowDictionaryKeyType, ArrowNativeType, DataType};
+
+use super::canonical::{canonical_floats, has_nested_float};
+use super::column_keys::ColumnKeys;
+use super::packed_keys::PackedKeys;
+use crate::data::{EngineError, Result};
+
+/// Distinct keys, numbered in order of first appearance.
+pub(super) trait KeyStore: Send {
+    /// Whether the store can represent these keys.
+    fn accepts(&self, arrays: &[ArrayRef]) -> bool;
+
+    /// Appends to `groups` the group of each row.
+    ///
+    /// # Errors
+    /// When there are too many groups or a type cannot be converted.
+    fn intern(&mut self, arrays: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()>;
+
+    /// How many groups there are.
+    fn len(&self) -> usize;
+
+    /// The keys of a range of groups.
+    ///
+    /// # Errors
+    /// When a type cannot be converted back.
+    fn emit(&self, range: Range<usize>) -> Result<Vec<ArrayRef>>;
+
+    /// Bytes held.
+    fn size(&self) -> usize;
+
+    /// Bytes that `rows` more rows may add at once, at least.
+    fn growth(&self, rows: usize) -> usize;
+}
+
+/// Group keys to dense group numbers.
+pub(super) struct GroupTable {
+    declared: Vec<DataType>,
+    types: Vec<DataType>,
+    nested_floats: Vec<bool>,
+    with_null: Vec<bool>,
+    store: Box<dyn KeyStore>,
+    dictionary_groups: Vec<usize>,
+}
+
+impl GroupTable {
+    /// A table for keys of these types (at least one).
+    ///
+    /// # Errors
+    /// When a type cannot be a group key.
+    pub(super) fn new(declared: Vec<DataType>) -> Result<Self> {
+        let types: Vec<DataType> = declared.iter().map(key_type).collect();
+        let with_null = vec![false; types.len()];
+        let store = store_for(&types, &with_null)?;
+        let nested_floats = types.iter().map(has_nested_float).collect();
+        Ok(Self {
+            declared,
+            types,
+            nested_floats,
+            with_null,
+            store,
+            dictionary_groups: Vec::new(),
+        })
+    }
+
+    /// Puts into `groups` the group of each row.
+    ///
+    /// # Errors
+    /// When there are too many groups or a type cannot be converted.
+    pub(super) fn intern(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
+        groups.clear();
+        if let [column] = columns
+            && let Some((values, used)) = self.dictionary(column)?
+        {
+            let mut numbers = std::mem::take(&mut self.dictionary_groups);
+            numbers.clear();
+            self.intern_keys(&[values], &mut numbers)?;
+            spread(column, &used, &numbers, groups)?;
+            self.dictionary_groups = numbers;
+            return Ok(());
+        }
+        let keys = self.to_keys(columns)?;
+        self.intern_keys(&keys, groups)
+    }
+
+    /// How many groups there are.
+    pub(super) fn len(&self) -> usize {
+        self.store.len()
+    }
+
+    /// The group columns, of their declared types, for a range of groups.
+    ///
+    /// # Errors
+    /// When a key does not fit its declared type (a dictionary with too narrow an index).
+    pub(super) fn emit(&self, range: Range<usize>) -> Result<Vec<ArrayRef>> {
+        let keys = self.store.emit(range)?;
+        keys.iter()
+            .zip(&self.declared)
+            .map(|(key, declared)| to_type(key, declared))
+            .collect()
+    }
+
+    /// Group columns of a batch as `emit` would give them, without grouping.
+    ///
+    /// # Errors
+    /// When a column cannot be rebuilt.
+    pub(super) fn declared(&self, columns: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
+        let columns = columns.into_iter().zip(&self.nested_floats);
+        columns
+            .map(|(column, nested)| if *nested { canonical_floats(&column) } else { Ok(column) })
+            .collect()
+    }
+
+    /// Bytes held.
+    pub(super) fn size(&self) -> usize {
+        self.store.size()
+    }
+
+    /// Bytes that `rows` more rows may add at once, at least.
+    pub(super) fn growth(&self, rows: usize) -> usize {
+        self.store.growth(rows)
+    }
+
+    /// Forgets all groups and gives back the memory.
+    ///
+    /// # Errors
+    /// As for `new`.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        self.store = store_for(&self.types, &self.with_null)?;
+        Ok(())
+    }
+
+    fn intern_keys(&mut self, keys: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
+        if !self.store.accepts(keys) {
+            self.widen(keys)?;
+        }
+        self.store.intern(keys, groups)
+    }
+
+    fn widen(&mut self, keys: &[ArrayRef]) -> Result<()> {
+        for (seen, key) in self.with_null.iter_mut().zip(keys) {
+            *seen |= key.logical_null_count() > 0;
+        }
+        let mut wider = store_for(&self.types, &self.with_null)?;
+        if self.store.len() > 0 {
+            let held = self.store.emit(0..self.store.len())?;
+            wider.intern(&held, &mut Vec::with_capacity(self.store.len()))?;
+        }
+        self.store = wider;
+        Ok(())
+    }
+
+    fn to_keys(&self, columns: &[ArrayRef]) -> Result<Vec<ArrayRef>> {
+        columns
+            .iter()
+            .zip(self.types.iter().zip(&self.nested_floats))
+            .map(|(column, (key_type, nested_floats))| {
+                let key = to_type(column, key_type)?;
+                if *nested_floats {
+                    canonical_floats(&key)
+                } else {
+                    Ok(key)
+                }
+            })
+            .collect()
+    }
+
+    /// A dictionary column's values that its rows use, as keys, and which of the dictionary's values those are, when
+    /// numbering them is less work than numbering the rows.
+    fn dictionary(&self, column: &ArrayRef) -> Result<Option<(ArrayRef, Vec<bool>)>> {
+        let Some(dictionary) = column.as_any_dictionary_opt() else {
+            return Ok(None);
+        };
+        let values = dictionary.values();
+        // NULLs among the values are rare and make two keys of one group: leave them to the plain path.
+        if values.len() > column.len() || values.logical_null_count() > 0 || dictionary.keys().null_count() > 0 {
+            return Ok(None);
+        }
+        let mut used = vec![false; values.len()];
+        for key in dictionary.normalized_keys() {
+            used[key] = true;
+        }
+        let kept = filter(values, &BooleanArray::from(used.clone()))?;
+        let keys = self.to_keys(&[kept])?;
+        Ok(keys.into_iter().next().map(|keys| (keys, used)))
+    }
+}
+
+/// Appends to `groups` the group of each row of a dictionary column: `numbers` are those of its used values.
+fn spread(column: &ArrayRef, used: &[bool], numbers: &[usize], groups: &mut Vec<usize>) -> Result<()> {
+    let mut numbers = numbers.iter().copied();
+    let by_value: Vec<usize> = used
+        .iter()
+        .map(|used| if *used { numbers.next().unwrap_or(0) } else { 0 })
+        .collect();
+    fn each<K: ArrowDictionaryKeyType>(keys: &PrimitiveArray<K>, by_value: &[usize], groups: &mut Vec<usize>) {
+        groups.extend(keys.values().iter().map(|key| by_value[key.as_usize()]));
+    }
+    macro_rules! each_key {
+        ($t:ty) => {
+            each::<$t>(column.as_dictionary::<$t>().keys(), &by_value, groups)
+        };
+    }
+    let DataType::Dictionary(index, _) = column.data_type() else {
+        return Err(EngineError::Internal(format!(
+            "{} is no dictionary",
+            column.data_type()
+        )));
+    };
+    arrow::array::downcast_integer! {
+        index.as_ref() => (each_key),
+        other => return Err(EngineError::Internal(format!("{other} cannot index a dictionary")))
+    }
+    Ok(())
+}
+
+fn key_type(declared: &DataType) -> DataType {
+    match declared {
+        DataType::Boolean => DataType::UInt8,
+        DataType::Dictionary(_, values) => key_type(values),
+        DataType::RunEndEncoded(_, values) => key_type(values.data_type()),
+        other => other.clone(),
+    }
+}
+
+fn to_type(column: &ArrayRef, wanted: &DataType) -> Result<ArrayRef> {
+    if column.data_type() == wanted {
+        return Ok(Arc::clone(column));
+    }
+    Ok(cast(column, wanted)?)
+}
+
+fn store_for(types: &[DataType], with_null: &[bool]) -> Result<Box<dyn KeyStore>> {
+    if let Some(packed) = PackedKeys::<u64>::try_new(types, with_null) {
+        return Ok(Box::new(packed));
+    }
+    if let Some(packed) = PackedKeys::<u128>::try_new(types, with_null) {
+        return Ok(Box::new(packed));
+    }
+    Ok(Box::new(ColumnKeys::new(types)?))
+}

@@ -1,0 +1,183 @@
+//! A chain of operators in one subtask: each is the collector of the one before it, the output gates end it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::data::{Batch, Element, Result, Watermark, batch_bytes};
+use crate::exchange::{OutputGate, Port, ReadNext};
+use crate::operator::{Collector, Context, Operator};
+
+/// One operator with what the runtime lends it.
+pub(super) struct Link {
+    pub(super) operator: Box<dyn Operator>,
+    pub(super) context: Context,
+}
+
+/// The output gates of a subtask: each gets everything.
+pub(super) struct Outputs {
+    pub(super) gates: Vec<OutputGate>,
+}
+
+impl Outputs {
+    /// How long from now until held rows must leave.
+    pub(super) fn time_to_flush(&self) -> Option<Duration> {
+        self.gates.iter().filter_map(OutputGate::time_to_flush).min()
+    }
+
+    pub(super) fn flush_due(&mut self) -> Result<()> {
+        self.gates.iter_mut().try_for_each(OutputGate::flush_due)
+    }
+
+    pub(super) fn control(&mut self, event: &Element) -> Result<()> {
+        self.gates.iter_mut().try_for_each(|gate| gate.control(event))
+    }
+}
+
+impl Collector for Outputs {
+    fn collect(&mut self, batch: Batch) -> Result<()> {
+        match self.gates.as_mut_slice() {
+            [gate] => gate.collect(batch),
+            gates => gates.iter_mut().try_for_each(|gate| gate.collect(batch.clone())),
+        }
+    }
+
+    fn watermark(&mut self, watermark: Watermark) -> Result<()> {
+        self.gates.iter_mut().try_for_each(|gate| gate.watermark(watermark))
+    }
+
+    fn is_done(&self) -> bool {
+        !self.gates.is_empty() && self.gates.iter().all(OutputGate::is_done)
+    }
+}
+
+/// The operators of a subtask and where their output goes.
+pub(super) struct Chain {
+    links: Vec<Link>,
+    pub(super) outputs: Outputs,
+    /// Which operator is being called, for the message of a panic.
+    active: Arc<AtomicUsize>,
+}
+
+impl Chain {
+    pub(super) fn new(links: Vec<Link>, outputs: Outputs, active: Arc<AtomicUsize>) -> Self {
+        Self { links, outputs, active }
+    }
+
+    /// Hands rows to the first operator.
+    pub(super) fn batch(&mut self, port: Port, batch: Batch) -> Result<()> {
+        self.rest(0).deliver(port, batch)
+    }
+
+    /// Hands the progress of event time to the first operator.
+    pub(super) fn watermark(&mut self, watermark: Watermark) -> Result<()> {
+        self.rest(0).watermark(watermark)
+    }
+
+    /// Ends one input of the first operator.
+    pub(super) fn end_port(&mut self, port: Port) -> Result<()> {
+        self.end_of(0, port)
+    }
+
+    /// Ends the operators from `first` on, one by one; all inputs of those before have ended.
+    pub(super) fn end_from(&mut self, first: usize) -> Result<()> {
+        (first..self.links.len()).try_for_each(|index| self.end_of(index, 0))
+    }
+
+    /// Which input the first operator wants.
+    pub(super) fn reads_next(&self) -> ReadNext {
+        self.links.first().map_or(ReadNext::Any, |link| link.operator.reads_next())
+    }
+
+    /// Whether an operator wants no more input.
+    pub(super) fn is_satisfied(&self) -> bool {
+        self.links.iter().any(|link| link.operator.is_done())
+    }
+
+    fn end_of(&mut self, index: usize, port: Port) -> Result<()> {
+        let mut rest = self.rest(index);
+        rest.call(|operator, context, out| operator.on_end(port, context, out))
+    }
+
+    fn rest(&mut self, index: usize) -> Rest<'_> {
+        Rest { links: &mut self.links[index..], outputs: &mut self.outputs, index, active: &self.active }
+    }
+}
+
+/// The chain from one operator on.
+struct Rest<'a> {
+    links: &'a mut [Link],
+    outputs: &'a mut Outputs,
+    index: usize,
+    active: &'a AtomicUsize,
+}
+
+impl Rest<'_> {
+    fn deliver(&mut self, port: Port, batch: Batch) -> Result<()> {
+        if self.links.is_empty() {
+            return self.outputs.collect(batch);
+        }
+        self.call(|operator, context, out| {
+            context.metrics.rows_in.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+            operator.on_batch(port, batch, context, out)
+        })
+    }
+
+    /// Calls the first operator of the rest with the others as its collector.
+    fn call(
+        &mut self,
+        action: impl FnOnce(&mut dyn Operator, &mut Context, &mut dyn Collector) -> Result<()>,
+    ) -> Result<()> {
+        let Some((link, rest)) = self.links.split_first_mut() else { return Ok(()) };
+        let clock = Arc::clone(&link.context.clock);
+        let metrics = Arc::clone(&link.context.metrics);
+        let caller = self.active.swap(self.index, Ordering::Relaxed);
+        let mut out = Counting {
+            rest: Rest { links: rest, outputs: self.outputs, index: self.index + 1, active: self.active },
+            rows: 0,
+            batches: 0,
+            bytes: 0,
+        };
+        let start = clock.monotonic();
+        let result = action(link.operator.as_mut(), &mut link.context, &mut out);
+        let elapsed = clock.monotonic().saturating_sub(start);
+        metrics.busy_ns.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        metrics.rows_out.fetch_add(out.rows, Ordering::Relaxed);
+        metrics.batches_out.fetch_add(out.batches, Ordering::Relaxed);
+        metrics.bytes_out.fetch_add(out.bytes, Ordering::Relaxed);
+        self.active.store(caller, Ordering::Relaxed);
+        result.map_err(|error| error.in_operator(&link.context.operator))
+    }
+
+    fn watermark(&mut self, watermark: Watermark) -> Result<()> {
+        if self.links.is_empty() {
+            return self.outputs.watermark(watermark);
+        }
+        self.call(|operator, context, out| operator.on_watermark(watermark, context, out))
+    }
+}
+
+/// Counts what an operator hands on.
+struct Counting<'a> {
+    rest: Rest<'a>,
+    rows: u64,
+    batches: u64,
+    bytes: u64,
+}
+
+impl Collector for Counting<'_> {
+    fn collect(&mut self, batch: Batch) -> Result<()> {
+        self.rows += batch.num_rows() as u64;
+        self.batches += 1;
+        self.bytes += batch_bytes(&batch) as u64;
+        self.rest.deliver(0, batch)
+    }
+
+    fn watermark(&mut self, watermark: Watermark) -> Result<()> {
+        self.rest.watermark(watermark)
+    }
+
+    fn is_done(&self) -> bool {
+        self.rest.links.iter().any(|link| link.operator.is_done()) || self.rest.outputs.is_done()
+    }
+}

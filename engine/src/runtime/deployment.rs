@@ -1,0 +1,298 @@
+//! From the execution graph to subtasks that can run: gates, chains, sources, sinks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::data::{EngineError, Result};
+use crate::exchange::{
+    BlockingWriter, BufferTimeout, ChannelId, ChannelSender, ChannelSource, Inlet, InputGate, Materialized,
+    OutputGate, Partitioner, Transport,
+};
+use crate::operator::{Context, Operator, OperatorMetrics, Sink, SinkJob, Splits, build_operator, build_source};
+use crate::plan::{ExchangeMode, OperatorSpec, Vertex, VertexId};
+use crate::runtime::chain::{Chain, Link, Outputs};
+use crate::runtime::execution_graph::Stage;
+use crate::runtime::job::{Deployed, JobShared};
+use crate::runtime::subtask::{Head, SourceHead, Subtask};
+
+/// No channel gets fewer credits than this, however many share an input.
+const MIN_CREDIT_BYTES: usize = 256 << 10;
+
+/// The channels within one process: the inlets of the gates of the running stage.
+#[derive(Default)]
+struct LocalTransport {
+    inlets: Mutex<HashMap<ChannelId, Inlet>>,
+}
+
+impl Transport for LocalTransport {
+    fn connect(&self, channel: ChannelId) -> Result<Box<dyn ChannelSender>> {
+        let inlet = self.inlets.lock().remove(&channel);
+        inlet.map(|inlet| Box::new(inlet) as Box<dyn ChannelSender>).ok_or_else(|| {
+            EngineError::Internal(format!("{channel:?} has no receiver, or two senders"))
+        })
+    }
+}
+
+/// Makes the subtasks of one stage after another.
+pub(super) struct Deployment {
+    pub(super) shared: Arc<JobShared>,
+    /// The client's end of the result.
+    results: Vec<Inlet>,
+    /// The output of the blocking edges.
+    materialized: HashMap<ChannelId, Arc<Materialized>>,
+}
+
+impl JobShared {
+    /// Lets every sink check its options before anything runs.
+    pub(super) fn prepare_sinks(&mut self) -> Result<()> {
+        let job = SinkJob {
+            job: self.id.clone(),
+            io: self.environment.io.clone(),
+            runtime: self.environment.task.runtime_env(),
+        };
+        for (id, vertex) in self.execution.graph.vertices.iter().enumerate() {
+            for spec in &vertex.chain {
+                let OperatorSpec::Sink(spec) = spec else { continue };
+                let connector = self.environment.sinks.get(&spec.connector).ok_or_else(|| {
+                    let mut known: Vec<_> = self.environment.sinks.keys().map(String::as_str).collect();
+                    known.sort_unstable();
+                    EngineError::Plan(format!(
+                        "there is no sink connector '{}'; this build has: {}",
+                        spec.connector,
+                        known.join(", ")
+                    ))
+                })?;
+                let prepared = connector.prepare(spec, &job);
+                match prepared {
+                    Ok(sink) => self.sinks.push((id, sink)),
+                    Err(error) => {
+                        self.sinks.iter().for_each(|(_, sink)| sink.abort());
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Deployment {
+    pub(super) fn new(shared: Arc<JobShared>, results: &InputGate) -> Self {
+        let graph = &shared.execution.graph;
+        let collectors: usize = graph
+            .vertices
+            .iter()
+            .filter(|vertex| matches!(vertex.chain.last(), Some(OperatorSpec::Collect(_))))
+            .map(|vertex| vertex.parallelism)
+            .sum();
+        let inlets = (0..collectors).map(|channel| results.inlet(channel)).collect();
+        Self { shared, results: inlets, materialized: HashMap::new() }
+    }
+
+    /// Makes the subtasks of `stage`.
+    ///
+    /// # Errors
+    /// When an operator cannot be built from its spec.
+    pub(super) fn deploy(&mut self, stage: &Stage) -> Result<Vec<Deployed>> {
+        let transport = LocalTransport::default();
+        let mut gates: HashMap<(VertexId, usize), InputGate> = HashMap::new();
+        for vertex in stage.vertices.iter().copied() {
+            for subtask in 0..self.shared.execution.graph.vertices[vertex].parallelism {
+                if let Some(gate) = self.input_gate(vertex, subtask, &transport)? {
+                    gates.insert((vertex, subtask), gate);
+                }
+            }
+        }
+        let mut deployed = Vec::new();
+        for id in stage.vertices.iter().copied() {
+            let vertex = self.shared.execution.graph.vertices[id].clone();
+            let splits = self.splits_of(&vertex);
+            for subtask in 0..vertex.parallelism {
+                let gate = gates.remove(&(id, subtask));
+                deployed.push(self.subtask(id, &vertex, subtask, gate, splits.as_ref(), &transport)?);
+            }
+        }
+        Ok(deployed)
+    }
+
+    /// Drops what the stages left and notes what they spilled.
+    pub(super) fn finish(&mut self) {
+        let spilled: u64 = self.materialized.values().map(|partition| partition.spilled_bytes()).sum();
+        self.shared.metrics.exchange_spilled_bytes.fetch_add(spilled, Ordering::Relaxed);
+        self.materialized.clear();
+        self.results.clear();
+    }
+
+    fn splits_of(&self, vertex: &Vertex) -> Option<Arc<Splits>> {
+        let Some(OperatorSpec::Scan(spec)) = vertex.chain.first() else { return None };
+        let splits = Splits::new(spec.plan.0.properties().partitioning.partition_count());
+        self.shared.metrics.add_splits(Arc::clone(&splits));
+        Some(splits)
+    }
+
+    fn input_gate(&self, vertex: VertexId, subtask: usize, transport: &LocalTransport) -> Result<Option<InputGate>> {
+        let execution = &self.shared.execution;
+        let mut channels = Vec::new();
+        let mut live = Vec::new();
+        for (edge_id, edge) in execution.graph.edges.iter().enumerate().filter(|(_, edge)| edge.to == vertex) {
+            for channel in execution.channels(edge_id).into_iter().filter(|channel| channel.to == subtask) {
+                let source = match edge.mode {
+                    ExchangeMode::Pipelined => {
+                        live.push((channels.len(), channel));
+                        ChannelSource::Live
+                    }
+                    ExchangeMode::Blocking => match self.materialized.get(&channel) {
+                        Some(partition) => ChannelSource::Replay(partition.read()?),
+                        None => return Err(EngineError::Internal(format!("{channel:?} was not materialized"))),
+                    },
+                };
+                channels.push((execution.port(channel), source));
+            }
+        }
+        if channels.is_empty() {
+            // A subtask that no channel leads to (a Global edge to more than one subtask) sees empty inputs.
+            let ports = execution.inputs(vertex);
+            if ports == 0 {
+                return Ok(None);
+            }
+            channels.extend((0..ports).map(|port| {
+                let nothing: Box<dyn Iterator<Item = _> + Send> = Box::new(std::iter::empty());
+                (port, ChannelSource::Replay(nothing))
+            }));
+        }
+        let credit = (self.shared.environment.input_credit_bytes / channels.len()).max(MIN_CREDIT_BYTES);
+        let gate = InputGate::new(channels, credit, self.shared.cancel.clone());
+        let mut inlets = transport.inlets.lock();
+        for (index, channel) in live {
+            inlets.insert(channel, gate.inlet(index));
+        }
+        drop(inlets);
+        Ok(Some(gate))
+    }
+
+    fn subtask(
+        &mut self,
+        id: VertexId,
+        vertex: &Vertex,
+        subtask: usize,
+        gate: Option<InputGate>,
+        splits: Option<&Arc<Splits>>,
+        transport: &LocalTransport,
+    ) -> Result<Deployed> {
+        let mut links = Vec::new();
+        let mut names = Vec::new();
+        let mut metrics = Vec::new();
+        let mut source = None;
+        for (place, spec) in vertex.chain.iter().enumerate() {
+            let context = self.context(id, vertex, spec, subtask);
+            names.push(context.operator.clone());
+            metrics.push(Arc::clone(&context.metrics));
+            match (spec, splits) {
+                (OperatorSpec::Scan(_), Some(splits)) if place == 0 => {
+                    let scan = build_source(spec, Arc::clone(splits))?;
+                    let diagnosis = self.shared.environment.diagnosis.clone();
+                    source = Some(Box::new(SourceHead { scan, context, diagnosis }));
+                }
+                (OperatorSpec::Collect(_), _) => {}
+                _ => links.push(Link { operator: self.operator(id, spec, subtask)?, context }),
+            }
+        }
+        self.shared.metrics.add_subtask(id, metrics);
+        let head = match (source, gate) {
+            (Some(source), _) => Head::Source(source),
+            (None, Some(gate)) => Head::Gate(gate),
+            (None, None) => return Err(EngineError::Internal(format!("'{}' has no input", vertex.name))),
+        };
+        if matches!(head, Head::Source(_)) {
+            names.remove(0);
+        }
+        let outputs = self.outputs(id, vertex, subtask, transport)?;
+        let active = Arc::new(AtomicUsize::new(0));
+        let chain = Chain::new(links, outputs, Arc::clone(&active));
+        let thread_name = format!("tw-{id}-{subtask}");
+        Ok(Deployed { subtask: Subtask { head, chain }, thread_name, operators: names, active })
+    }
+
+    fn operator(&self, id: VertexId, spec: &OperatorSpec, subtask: usize) -> Result<Box<dyn Operator>> {
+        let execution = &self.shared.execution;
+        let parallelism = execution.graph.vertices[id].parallelism;
+        match spec {
+            OperatorSpec::Sink(_) => {
+                let (_, sink) = self.shared.sinks.iter().find(|(vertex, _)| *vertex == id).ok_or_else(|| {
+                    EngineError::Internal("a sink was not prepared".into())
+                })?;
+                Ok(Box::new(Sink::new(sink.writer(subtask, parallelism)?)))
+            }
+            other => build_operator(other, execution.inputs(id)),
+        }
+    }
+
+    fn context(&self, id: VertexId, vertex: &Vertex, spec: &OperatorSpec, subtask: usize) -> Context {
+        let environment = &self.shared.environment;
+        let operator = format!("{} [{id}.{subtask}]", spec.name());
+        Context {
+            memory: environment.memory.reservation(&operator),
+            operator,
+            subtask,
+            parallelism: vertex.parallelism,
+            batch_size: environment.batch_size,
+            task: Arc::clone(&environment.task),
+            io: environment.io.clone(),
+            clock: Arc::clone(&environment.clock),
+            spill: Arc::clone(&self.shared.spill),
+            metrics: Arc::new(OperatorMetrics::default()),
+            cancel: self.shared.cancel.clone(),
+        }
+    }
+
+    fn outputs(
+        &mut self,
+        id: VertexId,
+        vertex: &Vertex,
+        subtask: usize,
+        transport: &LocalTransport,
+    ) -> Result<Outputs> {
+        let shared = Arc::clone(&self.shared);
+        let environment = &shared.environment;
+        let gate = |partitioner, senders, timeout| {
+            let clock = Arc::clone(&environment.clock);
+            OutputGate::new(partitioner, senders, environment.batch_size, timeout, clock)
+        };
+        let mut gates = Vec::new();
+        if matches!(vertex.chain.last(), Some(OperatorSpec::Collect(_))) {
+            let inlet = self.results.pop().ok_or_else(|| EngineError::Internal("too many collectors".into()))?;
+            gates.push(gate(Partitioner::One(0), vec![Box::new(inlet)], environment.buffer_timeout));
+        }
+        for (edge_id, edge) in shared.execution.graph.edges.iter().enumerate().filter(|(_, edge)| edge.from == id) {
+            let channels: Vec<_> =
+                shared.execution.channels(edge_id).into_iter().filter(|channel| channel.from == subtask).collect();
+            let partitioner = Partitioner::new(&edge.partitioning, subtask, channels.len())?;
+            let mut senders = Vec::with_capacity(channels.len());
+            for channel in &channels {
+                senders.push(match edge.mode {
+                    ExchangeMode::Pipelined => transport.connect(*channel)?,
+                    ExchangeMode::Blocking => self.blocking_sender(*channel, vertex.parallelism * channels.len()),
+                });
+            }
+            let timeout = edge.buffer_timeout_ms.map_or(environment.buffer_timeout, BufferTimeout::from_ms);
+            gates.push(gate(partitioner, senders, timeout));
+        }
+        Ok(Outputs { gates })
+    }
+
+    fn blocking_sender(&mut self, channel: ChannelId, channels: usize) -> Box<dyn ChannelSender> {
+        let target = Materialized::new();
+        self.materialized.insert(channel, Arc::clone(&target));
+        let memory = &self.shared.environment.memory;
+        Box::new(BlockingWriter::new(
+            target,
+            memory.reservation("blocking exchange"),
+            memory.limit_bytes(),
+            channels,
+            Arc::clone(&self.shared.spill),
+        ))
+    }
+}

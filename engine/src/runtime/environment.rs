@@ -1,0 +1,46 @@
+//! What a process lends all its jobs.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use datafusion::error::DataFusionError;
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::ExecutionPlan;
+use thalweg_memory::MemoryManager;
+
+use crate::exchange::BufferTimeout;
+use crate::operator::SinkConnector;
+use crate::time::Clock;
+
+/// Explains a failed scan better than the reader that failed: which file, which line.
+pub trait ScanDiagnosis: Debug + Send + Sync {
+    /// A message that names the place, or `None` when there is nothing to add.
+    fn explain(&self, scan: &Arc<dyn ExecutionPlan>, context: &TaskContext, cause: &DataFusionError) -> Option<String>;
+}
+
+/// What a process lends all its jobs.
+#[derive(Clone)]
+pub struct Environment {
+    /// The memory budget.
+    pub memory: MemoryManager,
+    /// Where I/O runs.
+    pub io: tokio::runtime::Handle,
+    /// Processing time.
+    pub clock: Arc<dyn Clock>,
+    /// For functions and scans of DataFusion.
+    pub task: Arc<TaskContext>,
+    /// The sinks by name.
+    pub sinks: HashMap<String, Arc<dyn SinkConnector>>,
+    /// Explains failed scans.
+    pub diagnosis: Option<Arc<dyn ScanDiagnosis>>,
+    /// Under which directory jobs spill (`io.tmp.dirs`).
+    pub spill_parent: PathBuf,
+    /// Rows that a batch should have.
+    pub batch_size: usize,
+    /// The default of edges that do not set their own.
+    pub buffer_timeout: BufferTimeout,
+    /// What may wait in the channels of one input of one subtask together, in bytes.
+    pub input_credit_bytes: usize,
+}

@@ -1,0 +1,254 @@
+//! Running a job: stage after stage, one thread per subtask, and the handle through which the result is pulled.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use thalweg_memory::SpillDirectory;
+
+use crate::data::{Batch, EngineError, Result};
+use crate::exchange::{CancelToken, ChannelSource, GateEvent, InputGate, ReadNext};
+use crate::operator::PreparedSink;
+use crate::plan::{JobGraph, OperatorSpec};
+use crate::runtime::deployment::Deployment;
+use crate::runtime::environment::Environment;
+use crate::runtime::execution_graph::{ExecutionGraph, Stage};
+use crate::runtime::metrics::JobMetrics;
+use crate::runtime::subtask::Subtask;
+
+/// Enough for deeply nested expressions; only touched pages cost memory.
+const STACK_BYTES: usize = 8 << 20;
+
+static NEXT_JOB: AtomicU64 = AtomicU64::new(1);
+
+/// What all parts of one running job share.
+pub(super) struct JobShared {
+    pub(super) id: String,
+    pub(super) environment: Environment,
+    pub(super) execution: ExecutionGraph,
+    pub(super) cancel: CancelToken,
+    pub(super) metrics: Arc<JobMetrics>,
+    pub(super) spill: Arc<SpillDirectory>,
+    /// The prepared sinks, by vertex.
+    pub(super) sinks: Vec<(usize, Arc<dyn PreparedSink>)>,
+    failure: Mutex<Option<EngineError>>,
+}
+
+impl JobShared {
+    /// Ends the job with `error`, unless it is already ending.
+    fn fail(&self, error: EngineError) {
+        if !matches!(error, EngineError::Cancelled) {
+            self.failure.lock().get_or_insert(error);
+        }
+        self.cancel.cancel();
+    }
+
+    fn outcome(&self) -> Result<()> {
+        match self.failure.lock().take() {
+            Some(error) => Err(error),
+            None => self.cancel.check(),
+        }
+    }
+}
+
+/// A running job. Iterating pulls its result; the job ends when the result has been read, when it fails, when it is
+/// cancelled or when the handle is dropped. Whichever it is, no thread and no file stays behind.
+pub struct JobHandle {
+    graph: Arc<JobGraph>,
+    cancel: CancelToken,
+    metrics: Arc<JobMetrics>,
+    results: InputGate,
+    driver: Option<JoinHandle<Result<()>>>,
+}
+
+/// Starts a job.
+///
+/// # Errors
+/// When the graph is not valid, a sink refuses its options, or no thread can be started.
+pub fn submit(graph: JobGraph, environment: &Environment) -> Result<JobHandle> {
+    let execution = ExecutionGraph::expand(graph)?;
+    let cancel = CancelToken::new();
+    let metrics = Arc::new(JobMetrics::new(&execution.graph));
+    let collectors = collecting_subtasks(&execution.graph);
+    let results = InputGate::new(
+        (0..collectors).map(|_| (0, ChannelSource::Live)).collect(),
+        environment.input_credit_bytes / collectors.max(1),
+        cancel.clone(),
+    );
+    let id = format!("{:x}-{}", std::process::id(), NEXT_JOB.fetch_add(1, Ordering::Relaxed));
+    let graph = Arc::new(execution.graph.clone());
+    let mut shared = JobShared {
+        id,
+        environment: environment.clone(),
+        execution,
+        cancel: cancel.clone(),
+        metrics: Arc::clone(&metrics),
+        spill: Arc::new(SpillDirectory::new(&environment.spill_parent)),
+        sinks: Vec::new(),
+        failure: Mutex::new(None),
+    };
+    shared.prepare_sinks()?;
+    let mut deployment = Deployment::new(Arc::new(shared), &results);
+    let driver = std::thread::Builder::new()
+        .name("tw-job".into())
+        .spawn(move || drive(&mut deployment))
+        .map_err(|source| EngineError::Io { path: "a thread for the job".into(), source })?;
+    Ok(JobHandle { graph, cancel, metrics, results, driver: Some(driver) })
+}
+
+fn collecting_subtasks(graph: &JobGraph) -> usize {
+    graph
+        .vertices
+        .iter()
+        .filter(|vertex| matches!(vertex.chain.last(), Some(OperatorSpec::Collect(_))))
+        .map(|vertex| vertex.parallelism)
+        .sum()
+}
+
+/// The job's own thread: runs the stages in order, then publishes or removes what the sinks staged.
+fn drive(deployment: &mut Deployment) -> Result<()> {
+    let stages = deployment.shared.execution.stages.clone();
+    for stage in &stages {
+        match deployment.deploy(stage) {
+            Ok(subtasks) => run_stage(&deployment.shared, stage, subtasks),
+            Err(error) => deployment.shared.fail(error),
+        }
+        if deployment.shared.cancel.is_cancelled() {
+            break;
+        }
+    }
+    deployment.finish();
+    let shared = &deployment.shared;
+    let mut outcome = shared.outcome();
+    for (_, sink) in &shared.sinks {
+        match outcome {
+            Ok(()) => outcome = sink.commit(),
+            Err(_) => sink.abort(),
+        }
+    }
+    outcome
+}
+
+/// A subtask ready to run, with what is needed to name it in messages.
+pub(super) struct Deployed {
+    pub(super) subtask: Subtask,
+    pub(super) thread_name: String,
+    pub(super) operators: Vec<String>,
+    pub(super) active: Arc<AtomicUsize>,
+}
+
+fn run_stage(shared: &Arc<JobShared>, stage: &Stage, subtasks: Vec<Deployed>) {
+    let mut threads = Vec::with_capacity(subtasks.len());
+    for deployed in subtasks {
+        let worker = Arc::clone(shared);
+        let name = deployed.thread_name.clone();
+        let spawned = std::thread::Builder::new()
+            .name(name)
+            .stack_size(STACK_BYTES)
+            .spawn(move || run_subtask(&worker, deployed));
+        match spawned {
+            Ok(thread) => threads.push(thread),
+            Err(source) => {
+                shared.fail(EngineError::Io { path: "a thread for a subtask".into(), source });
+                break;
+            }
+        }
+    }
+    tracing::debug!(job = %shared.id, vertices = stage.vertices.len(), subtasks = threads.len(), "stage started");
+    for thread in threads {
+        if thread.join().is_err() {
+            shared.fail(EngineError::Internal("a subtask's thread ended outside its loop".into()));
+        }
+    }
+}
+
+fn run_subtask(shared: &JobShared, deployed: Deployed) {
+    let Deployed { subtask, operators, active, .. } = deployed;
+    let _io = shared.environment.io.enter();
+    let result = catch_unwind(AssertUnwindSafe(|| subtask.run()));
+    let error = match result {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error,
+        Err(payload) => {
+            let text = payload
+                .downcast_ref::<&str>()
+                .map(ToString::to_string)
+                .or_else(|| payload.downcast_ref::<String>().cloned())
+                .unwrap_or_else(|| "without a message".into());
+            let operator = operators.get(active.load(Ordering::Relaxed)).or(operators.last());
+            EngineError::Panic(text).in_operator(operator.map_or("exchange", String::as_str))
+        }
+    };
+    shared.fail(error);
+}
+
+impl JobHandle {
+    /// The graph that runs.
+    pub fn graph(&self) -> &Arc<JobGraph> {
+        &self.graph
+    }
+
+    /// The job's counters; they go on while it runs.
+    pub fn metrics(&self) -> &Arc<JobMetrics> {
+        &self.metrics
+    }
+
+    /// Cancels the job from any thread.
+    pub fn canceller(&self) -> CancelToken {
+        self.cancel.clone()
+    }
+
+    /// Reads what is left of the result and waits for the end.
+    ///
+    /// # Errors
+    /// What the job failed with.
+    pub fn finish(mut self) -> Result<()> {
+        while let Some(batch) = self.next() {
+            batch?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the job's thread; its error is told once.
+    fn join(&mut self) -> Option<EngineError> {
+        let outcome = self.driver.take()?.join();
+        match outcome {
+            Ok(result) => result.err(),
+            Err(_) => Some(EngineError::Internal("the job's thread panicked".into())),
+        }
+    }
+}
+
+impl Iterator for JobHandle {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.driver.as_ref()?;
+        if self.results.ports() == 0 {
+            return self.join().map(Err);
+        }
+        loop {
+            match self.results.next(ReadNext::Any, None) {
+                Ok(GateEvent::Batch(_, batch)) => return Some(Ok(batch)),
+                Ok(GateEvent::End(_)) => return self.join().map(Err),
+                Ok(GateEvent::Watermark(_) | GateEvent::Barrier(_) | GateEvent::Pending) => {}
+                Err(error) => {
+                    self.cancel.cancel();
+                    return Some(Err(self.join().unwrap_or(error)));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for JobHandle {
+    fn drop(&mut self) {
+        if self.driver.is_some() {
+            self.cancel.cancel();
+            // Whoever drops the handle does not want the result; its error goes with it.
+            let _ = self.join();
+        }
+    }
+}

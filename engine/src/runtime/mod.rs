@@ -1,0 +1,19 @@
+//! The runtime of one process: a [`crate::plan::JobGraph`] is expanded into subtasks, each runs on a thread of its
+//! own, and the result is pulled through a [`JobHandle`].
+
+mod chain;
+mod deployment;
+mod environment;
+mod execution_graph;
+mod job;
+mod memory_pool;
+mod metrics;
+mod subtask;
+#[cfg(test)]
+mod tests;
+
+pub use environment::{Environment, ScanDiagnosis};
+pub use execution_graph::{ExecutionGraph, Stage};
+pub use job::{JobHandle, submit};
+pub use memory_pool::BudgetPool;
+pub use metrics::{JobMetrics, OperatorSummary, Progress};

@@ -1,0 +1,121 @@
+//! One subtask: the visible loop that takes an element and hands it to the chain.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use datafusion::error::DataFusionError;
+
+use crate::data::{Element, EngineError, Result, Watermark, batch_bytes};
+use crate::exchange::{GateEvent, InputGate};
+use crate::operator::{Collector, Context, Scan, SourceEvent};
+use crate::runtime::chain::Chain;
+use crate::runtime::environment::ScanDiagnosis;
+
+/// Where a subtask's elements come from.
+pub(super) enum Head {
+    /// Splits; the context is the scan's own.
+    Source(Box<SourceHead>),
+    /// Channels.
+    Gate(InputGate),
+}
+
+/// A source with its context.
+pub(super) struct SourceHead {
+    pub(super) scan: Scan,
+    pub(super) context: Context,
+    pub(super) diagnosis: Option<Arc<dyn ScanDiagnosis>>,
+}
+
+/// One parallel instance of a vertex.
+pub(super) struct Subtask {
+    pub(super) head: Head,
+    pub(super) chain: Chain,
+}
+
+impl Subtask {
+    /// Runs until the input ends, nobody wants more, or the job ends.
+    pub(super) fn run(mut self) -> Result<()> {
+        match self.head {
+            Head::Source(ref mut source) => run_source(source, &mut self.chain)?,
+            Head::Gate(ref mut gate) => run_gate(gate, &mut self.chain)?,
+        }
+        self.chain.outputs.control(&Element::EndOfInput)
+    }
+}
+
+fn run_source(source: &mut SourceHead, chain: &mut Chain) -> Result<()> {
+    while !chain.outputs.is_done() && !chain.is_satisfied() {
+        match source.next(chain)? {
+            SourceEvent::Batch(batch) => chain.batch(0, batch)?,
+            SourceEvent::Pending => {}
+            SourceEvent::End => break,
+        }
+        chain.outputs.flush_due()?;
+    }
+    if chain.outputs.is_done() {
+        // Nobody will see what the operators still hold.
+        return Ok(());
+    }
+    chain.watermark(Watermark::MAX)?;
+    chain.end_from(0)
+}
+
+impl SourceHead {
+    fn next(&mut self, chain: &Chain) -> Result<SourceEvent> {
+        let start = self.context.clock.monotonic();
+        let event = self.scan.next(&mut self.context, chain.outputs.time_to_flush());
+        let elapsed = self.context.clock.monotonic().saturating_sub(start);
+        let metrics = &self.context.metrics;
+        metrics.busy_ns.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if let Ok(SourceEvent::Batch(batch)) = &event {
+            metrics.rows_out.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+            metrics.batches_out.fetch_add(1, Ordering::Relaxed);
+            metrics.bytes_out.fetch_add(batch_bytes(batch) as u64, Ordering::Relaxed);
+        }
+        event.map_err(|error| self.explain(error).in_operator(&self.context.operator))
+    }
+
+    fn explain(&self, error: EngineError) -> EngineError {
+        let explain = |cause: &DataFusionError| {
+            self.diagnosis.as_ref()?.explain(self.scan.plan(), &self.context.task, cause)
+        };
+        match error {
+            EngineError::DataFusion(cause) => match explain(&cause) {
+                Some(message) => EngineError::BadInput(message),
+                None => EngineError::DataFusion(cause),
+            },
+            other => other,
+        }
+    }
+}
+
+fn run_gate(gate: &mut InputGate, chain: &mut Chain) -> Result<()> {
+    let ports = gate.ports();
+    let mut ended = vec![false; ports];
+    while ended.contains(&false) {
+        if chain.outputs.is_done() {
+            // Nobody will see what the operators still hold.
+            gate.close();
+            return Ok(());
+        }
+        if chain.is_satisfied() {
+            break;
+        }
+        match gate.next(chain.reads_next(), chain.outputs.time_to_flush())? {
+            GateEvent::Batch(port, batch) => chain.batch(port, batch)?,
+            GateEvent::Watermark(watermark) => chain.watermark(watermark)?,
+            GateEvent::Barrier(barrier) => chain.outputs.control(&Element::Barrier(barrier))?,
+            GateEvent::End(port) => {
+                ended[port] = true;
+                chain.end_port(port)?;
+            }
+            GateEvent::Pending => {}
+        }
+        chain.outputs.flush_due()?;
+    }
+    gate.close();
+    for port in (0..ports).filter(|port| !ended[*port]) {
+        chain.end_port(port)?;
+    }
+    chain.end_from(1)
+}

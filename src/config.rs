@@ -1,0 +1,58 @@
+//! How a session is set up.
+
+use std::path::PathBuf;
+
+/// How a session is set up. The fields are the session's defaults; `SET` changes the ones marked with a key.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// Subtasks per vertex (`parallelism.default`).
+    pub parallelism: usize,
+    /// The memory budget in bytes (`taskmanager.memory.managed.size`); fixed for the session.
+    pub memory_bytes: usize,
+    /// Rows that a batch should have (`execution.batch-size`).
+    pub batch_size: usize,
+    /// How long an exchange may hold rows back, in ms; -1 = until a batch is full (`execution.buffer-timeout`).
+    pub buffer_timeout_ms: i64,
+    /// Build sides up to this size are broadcast (`table.optimizer.join.broadcast-threshold`), in bytes.
+    pub broadcast_threshold_bytes: usize,
+    /// Every exchange materializes its input before the consumer starts (`execution.batch-shuffle-mode`).
+    pub blocking_exchanges: bool,
+    /// Send every job graph through its serialized form before it runs (`thalweg.serialize-job-graphs`): what a
+    /// cluster does; here for tests.
+    pub serialize_job_graphs: bool,
+    /// Where spill files go (`io.tmp.dirs`).
+    pub spill_directory: PathBuf,
+}
+
+impl Default for SessionConfig {
+    fn default() -> Self {
+        Self {
+            parallelism: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: machine_memory_bytes() / 10 * 6,
+            batch_size: 8192,
+            buffer_timeout_ms: -1,
+            broadcast_threshold_bytes: 16 << 20,
+            blocking_exchanges: false,
+            serialize_job_graphs: false,
+            spill_directory: std::env::temp_dir(),
+        }
+    }
+}
+
+/// The memory of the machine or, where a smaller one is set, of its control group.
+fn machine_memory_bytes() -> usize {
+    const FALLBACK_BYTES: usize = 4 << 30;
+    let total = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+        let kib: usize = line.split_whitespace().nth(1)?.parse().ok()?;
+        kib.checked_mul(1024)
+    });
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max")
+        .ok()
+        .and_then(|text| text.trim().parse::<usize>().ok());
+    match (total, group) {
+        (Some(total), Some(group)) => total.min(group),
+        (Some(bytes), None) | (None, Some(bytes)) => bytes,
+        (None, None) => FALLBACK_BYTES,
+    }
+}

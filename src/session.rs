@@ -1,0 +1,428 @@
+//! [`Session`]: SQL in, rows out.
+//!
+//! A statement is parsed and planned by DataFusion, its uncorrelated scalar subqueries are run first and enter as
+//! literals, and what remains is lowered to a job graph that runs on our runtime.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use datafusion::catalog::TableProvider;
+use datafusion::common::{ScalarValue, TableReference};
+use datafusion::execution::SessionState;
+use datafusion::execution::context::{SessionConfig as DataFusionConfig, SessionContext};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as LogicalStatement};
+use datafusion::sql::parser::{DFParserBuilder, Statement as DFStatement};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use object_store::ObjectStore;
+use parking_lot::RwLock;
+use thalweg_engine::exchange::BufferTimeout;
+use thalweg_engine::operator::SinkJob;
+use thalweg_engine::plan::{JobGraph, decode_job_graph, encode_job_graph};
+use thalweg_engine::runtime::{BudgetPool, Environment, JobHandle, submit};
+use thalweg_engine::time::SystemClock;
+use thalweg_memory::MemoryManager;
+use thalweg_optimizer::LoweringOptions;
+use url::Url;
+
+use crate::config::SessionConfig;
+use crate::error::{Error, Result};
+use crate::resolver::{ConnectorResolver, ScanDoctor};
+use crate::result::{Outcome, QueryResult};
+use crate::script::{self, ScriptStatement};
+use crate::settings;
+
+/// Threads for I/O; computation runs on the subtasks' own threads.
+const IO_THREADS: usize = 2;
+/// What may wait in the channels of one input of one subtask, in bytes.
+const INPUT_CREDIT_BYTES: usize = 8 << 20;
+/// How deeply a statement may be nested.
+const PARSER_RECURSION_LIMIT: usize = 256;
+
+struct Inner {
+    context: SessionContext,
+    config: RwLock<SessionConfig>,
+    memory: MemoryManager,
+    clock: Arc<SystemClock>,
+    // Last: everything above may still use it while it is dropped.
+    io: tokio::runtime::Runtime,
+}
+
+/// An embedded engine: a catalog, a memory budget and the means to run queries. Clones are the same session. The
+/// methods block; from asynchronous code, call them on a thread of your own.
+#[derive(Clone)]
+pub struct Session {
+    inner: Arc<Inner>,
+}
+
+impl Session {
+    /// A session of its own catalog and memory budget.
+    ///
+    /// # Errors
+    /// When the I/O threads cannot be started.
+    pub fn new(config: SessionConfig) -> Result<Self> {
+        let io = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(IO_THREADS)
+            .thread_name("tw-io")
+            .enable_all()
+            .build()
+            .map_err(|source| thalweg_engine::EngineError::Io { path: "the I/O threads".into(), source })?;
+        let memory = MemoryManager::new(config.memory_bytes);
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(BudgetPool::new(&memory))).build_arc()?;
+        let mut options = DataFusionConfig::new()
+            .with_target_partitions(config.parallelism)
+            .with_batch_size(config.batch_size)
+            .with_information_schema(true);
+        // The statistics of Parquet footers are what the choice of join sides goes by.
+        options.options_mut().execution.collect_statistics = true;
+        let state = SessionStateBuilder::new()
+            .with_config(options)
+            .with_runtime_env(runtime)
+            .with_default_features()
+            .build();
+        let context = SessionContext::new_with_state(state).enable_url_table();
+        Ok(Self {
+            inner: Arc::new(Inner { context, config: RwLock::new(config), memory, clock: Arc::new(SystemClock::new()), io }),
+        })
+    }
+
+    /// Splits a script into statements; quotes and comments are respected.
+    ///
+    /// # Errors
+    /// When a quote or comment is not closed.
+    pub fn split(text: &str) -> Result<Vec<ScriptStatement>> {
+        script::split(text)
+    }
+
+    /// Whether `text` ends with the semicolon of its last statement.
+    pub fn is_complete(text: &str) -> bool {
+        script::is_complete(text)
+    }
+
+    /// Plans and starts one statement.
+    ///
+    /// # Errors
+    /// What is wrong with the statement. Errors of the data come with the rows.
+    pub fn execute(&self, sql: &str) -> Result<Outcome> {
+        self.execute_statement(sql).map_err(|error| error.suggest_tables(&self.table_names()))
+    }
+
+    /// The same as [`Session::execute`]: `session.sql("..")?.collect()?`.
+    ///
+    /// # Errors
+    /// As for `execute`.
+    pub fn sql(&self, sql: &str) -> Result<Outcome> {
+        self.execute(sql)
+    }
+
+    /// The plan of one query as text: a tree of operators and exchanges.
+    ///
+    /// # Errors
+    /// What is wrong with the statement.
+    pub fn explain(&self, sql: &str) -> Result<String> {
+        let explain = || {
+            let plan = self.plan(self.parse(sql)?)?;
+            let plan = match plan {
+                LogicalPlan::Explain(explain) => Arc::unwrap_or_clone(explain.plan),
+                LogicalPlan::Analyze(analyze) => Arc::unwrap_or_clone(analyze.input),
+                other => other,
+            };
+            let graphs = self.explain_plan(&plan)?.into_iter().skip(1);
+            Ok(graphs.map(|(title, text)| format!("{title}\n{text}")).collect::<Vec<_>>().join("\n"))
+        };
+        explain().map_err(|error: Error| error.suggest_tables(&self.table_names()))
+    }
+
+    /// Makes `table` known as `name`, in place of what had the name.
+    ///
+    /// # Errors
+    /// When the name is in a schema that does not exist.
+    pub fn register_table(&self, name: &str, table: Arc<dyn TableProvider>) -> Result<()> {
+        let name = TableReference::parse_str(name);
+        self.context().deregister_table(name.clone())?;
+        self.context().register_table(name, table)?;
+        Ok(())
+    }
+
+    /// Makes batches of one schema known as the table `name`.
+    ///
+    /// # Errors
+    /// When a batch has another schema.
+    pub fn register_batches(&self, name: &str, schema: SchemaRef, batches: Vec<RecordBatch>) -> Result<()> {
+        let table = datafusion::catalog::MemTable::try_new(schema, self.spread(batches))?;
+        self.register_table(name, Arc::new(table))
+    }
+
+    /// Makes URLs that begin with `url` (scheme and host) go to `store`.
+    pub fn register_object_store(&self, url: &Url, store: Arc<dyn ObjectStore>) {
+        self.context().register_object_store(url, store);
+    }
+
+    /// Names for completion: tables, their columns, and functions.
+    pub fn names(&self) -> Vec<String> {
+        let state = self.state();
+        let mut names = self.table_names();
+        for table in names.clone() {
+            if let Ok(provider) = self.block_on(self.context().table_provider(table.as_str())) {
+                names.extend(provider.schema().fields().iter().map(|field| field.name().clone()));
+            }
+        }
+        names.extend(state.scalar_functions().keys().cloned());
+        names.extend(state.aggregate_functions().keys().cloned());
+        names.extend(state.window_functions().keys().cloned());
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// The tables of the default schema and, qualified, of the others.
+    pub fn table_names(&self) -> Vec<String> {
+        let context = self.context();
+        let mut names = Vec::new();
+        for catalog_name in context.catalog_names() {
+            let Some(catalog) = context.catalog(&catalog_name) else { continue };
+            for schema_name in catalog.schema_names().into_iter().filter(|name| name != "information_schema") {
+                let Some(schema) = catalog.schema(&schema_name) else { continue };
+                names.extend(schema.table_names().into_iter().map(|table| match schema_name.as_str() {
+                    "public" => table,
+                    _ => format!("{schema_name}.{table}"),
+                }));
+            }
+        }
+        names.sort_unstable();
+        names
+    }
+
+    /// The memory budget, for looking at what is reserved.
+    pub fn memory(&self) -> &MemoryManager {
+        &self.inner.memory
+    }
+
+    /// DataFusion's context behind the session: its catalog and functions. Queries run through it are DataFusion's own.
+    pub fn context(&self) -> &SessionContext {
+        &self.inner.context
+    }
+
+    fn execute_statement(&self, sql: &str) -> Result<Outcome> {
+        if let Some(command) = settings::parse(sql)? {
+            return self.execute_setting(command);
+        }
+        let statement = self.parse(sql)?;
+        if let Some(outcome) = self.create_connector_table(&statement)? {
+            return Ok(outcome);
+        }
+        match self.plan(statement)? {
+            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => self.create_memory_table(create),
+            LogicalPlan::Ddl(ddl) => {
+                let name = ddl.name().to_string();
+                let rest = self.block_on(self.context().execute_logical_plan(LogicalPlan::Ddl(ddl)))?;
+                match rest.logical_plan() {
+                    LogicalPlan::Ddl(_) => Err(Error::unsupported(format!("{name} is not supported"))),
+                    _ => Ok(Outcome::Done(format!("{name} done"))),
+                }
+            }
+            LogicalPlan::Statement(statement) => self.execute_session_statement(statement),
+            LogicalPlan::Explain(explain) => {
+                Ok(Outcome::Rows(Self::plan_rows(self.explain_plan(&explain.plan)?)?))
+            }
+            LogicalPlan::Analyze(analyze) => {
+                let rows = self.explain_analyze(Arc::unwrap_or_clone(analyze.input))?;
+                Ok(Outcome::Rows(Self::plan_rows(rows)?))
+            }
+            plan => Ok(Outcome::Rows(self.run(plan)?)),
+        }
+    }
+
+    fn execute_session_statement(&self, statement: LogicalStatement) -> Result<Outcome> {
+        match statement {
+            LogicalStatement::Execute(_) => {
+                let prepared = self.context().execute_logical_plan(LogicalPlan::Statement(statement));
+                Ok(Outcome::Rows(self.run(self.block_on(prepared)?.into_unoptimized_plan())?))
+            }
+            LogicalStatement::SetVariable(ref set) if !set.variable.starts_with("datafusion.") => {
+                let value = set.value.clone();
+                self.execute_setting(settings::Command::Set { key: set.variable.clone(), value })
+            }
+            LogicalStatement::SetVariable(_)
+            | LogicalStatement::ResetVariable(_)
+            | LogicalStatement::Prepare(_)
+            | LogicalStatement::Deallocate(_) => {
+                self.block_on(self.context().execute_logical_plan(LogicalPlan::Statement(statement)))?;
+                Ok(Outcome::Done(String::new()))
+            }
+            LogicalStatement::TransactionStart(_) | LogicalStatement::TransactionEnd(_) => {
+                Err(Error::unsupported("transactions are not supported").with_remedy("each statement stands for itself"))
+            }
+        }
+    }
+
+    fn execute_setting(&self, command: settings::Command) -> Result<Outcome> {
+        match command {
+            settings::Command::ShowAll => {
+                let rows = settings::all(&self.inner.config.read());
+                let rows = rows.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+                Ok(Outcome::Rows(Self::setting_rows(rows)?))
+            }
+            settings::Command::Set { key, value } => {
+                let mut config = self.inner.config.write();
+                if !settings::set(&mut config, &key, &value)? {
+                    drop(config);
+                    self.context().state_ref().write().config_mut().options_mut().set(&key, &value)?;
+                    return Ok(Outcome::Done(String::new()));
+                }
+                self.follow(&config)?;
+                Ok(Outcome::Done(String::new()))
+            }
+            settings::Command::Reset { key } => {
+                let mut config = self.inner.config.write();
+                let defaults = settings::all(&SessionConfig::default());
+                if let Some((_, value)) = defaults.into_iter().find(|(name, _)| *name == key) {
+                    settings::set(&mut config, &key, &value)?;
+                    self.follow(&config)?;
+                    return Ok(Outcome::Done(String::new()));
+                }
+                settings::set(&mut config, &key, "").map(|_| Outcome::Done(String::new()))
+            }
+        }
+    }
+
+    /// Tells DataFusion's planner what it must know of our settings.
+    fn follow(&self, config: &SessionConfig) -> Result<()> {
+        let state = self.context().state_ref();
+        let mut state = state.write();
+        let options = state.config_mut().options_mut();
+        options.execution.target_partitions = config.parallelism;
+        options.set("datafusion.execution.batch_size", &config.batch_size.to_string())?;
+        Ok(())
+    }
+
+    fn parse(&self, sql: &str) -> Result<DFStatement> {
+        let mut statements = DFParserBuilder::new(sql)
+            .with_dialect(&GenericDialect {})
+            .with_recursion_limit(PARSER_RECURSION_LIMIT)
+            .build()?
+            .parse_statements()?;
+        match (statements.pop_front(), statements.is_empty()) {
+            (Some(statement), true) => Ok(statement),
+            (None, _) => Err(Error::statement("there is no statement")),
+            (Some(_), false) => Err(Error::statement("there is more than one statement")
+                .with_remedy("execute them one by one; Session::split cuts a script")),
+        }
+    }
+
+    fn plan(&self, statement: DFStatement) -> Result<LogicalPlan> {
+        let state = self.state();
+        Ok(self.block_on(state.statement_to_plan(statement))?)
+    }
+
+    pub(crate) fn optimize(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
+        Ok(self.state().optimize(plan)?)
+    }
+
+    /// Optimizes and starts a query.
+    pub(crate) fn run(&self, plan: LogicalPlan) -> Result<QueryResult> {
+        let optimized = self.optimize(&plan)?;
+        let schema: SchemaRef = Arc::new(optimized.schema().as_arrow().clone());
+        let resolved = self.resolve_scalar_subqueries(optimized)?;
+        let job = self.submit(&resolved)?;
+        Ok(QueryResult::of_job(job, schema))
+    }
+
+    /// Runs the uncorrelated scalar subqueries of a plan, innermost first, and puts their values in their place.
+    pub(crate) fn resolve_scalar_subqueries(&self, plan: LogicalPlan) -> Result<LogicalPlan> {
+        let subqueries = thalweg_optimizer::uncorrelated_scalar_subqueries(&plan);
+        if subqueries.is_empty() {
+            return Ok(plan);
+        }
+        let mut values = HashMap::new();
+        for subquery in subqueries {
+            let value = self.scalar(subquery.subquery.as_ref())?;
+            values.insert(subquery, value);
+        }
+        let plan = thalweg_optimizer::substitute(plan, &values)?;
+        // A value may let a filter move into a scan, or show that a branch is empty.
+        self.optimize(&plan)
+    }
+
+    fn scalar(&self, plan: &LogicalPlan) -> Result<ScalarValue> {
+        let mut value = None;
+        let rows = self.run(plan.clone())?;
+        let data_type = rows.schema().field(0).data_type().clone();
+        for batch in rows {
+            let batch = batch?;
+            if batch.num_rows() > 1 || (value.is_some() && batch.num_rows() > 0) {
+                return Err(Error::new(crate::error::ErrorKind::Execution, "a scalar subquery returned more than one row")
+                    .with_remedy("add LIMIT 1 or an aggregate, or use IN"));
+            }
+            if batch.num_rows() == 1 {
+                value = Some(ScalarValue::try_from_array(batch.column(0), 0)?);
+            }
+        }
+        Ok(match value {
+            Some(value) => value,
+            None => ScalarValue::try_new_null(&data_type)?,
+        })
+    }
+
+    pub(crate) fn lower(&self, plan: &LogicalPlan) -> Result<JobGraph> {
+        let state = self.state();
+        let config = self.inner.config.read().clone();
+        let job = SinkJob {
+            job: "plan".into(),
+            io: self.inner.io.handle().clone(),
+            runtime: Arc::clone(state.runtime_env()),
+        };
+        let mut options = LoweringOptions::new(config.parallelism, Arc::new(ConnectorResolver { job }));
+        options.broadcast_threshold_bytes = config.broadcast_threshold_bytes;
+        options.blocking_exchanges = config.blocking_exchanges;
+        Ok(self.block_on(thalweg_optimizer::lower(plan, &state, &options))?)
+    }
+
+    /// Lowers a plan without scalar subqueries and starts it.
+    pub(crate) fn submit(&self, plan: &LogicalPlan) -> Result<JobHandle> {
+        let mut graph = self.lower(plan)?;
+        let environment = self.environment();
+        if self.inner.config.read().serialize_job_graphs {
+            graph = decode_job_graph(&encode_job_graph(&graph)?, Arc::clone(&environment.task))?;
+        }
+        Ok(submit(graph, &environment)?)
+    }
+
+    fn environment(&self) -> Environment {
+        let config = self.inner.config.read();
+        Environment {
+            memory: self.inner.memory.clone(),
+            io: self.inner.io.handle().clone(),
+            clock: Arc::clone(&self.inner.clock) as _,
+            task: self.state().task_ctx(),
+            sinks: thalweg_connectors::sinks().into_iter().map(|sink| (sink.name().to_string(), sink)).collect(),
+            diagnosis: Some(Arc::new(ScanDoctor { io: self.inner.io.handle().clone() })),
+            spill_parent: config.spill_directory.clone(),
+            batch_size: config.batch_size,
+            buffer_timeout: BufferTimeout::from_ms(config.buffer_timeout_ms),
+            input_credit_bytes: INPUT_CREDIT_BYTES,
+        }
+    }
+
+    pub(crate) fn state(&self) -> SessionState {
+        self.context().state()
+    }
+
+    pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.inner.io.block_on(future)
+    }
+
+    /// Batches in as many partitions as there are subtasks to read them.
+    pub(crate) fn spread(&self, batches: Vec<RecordBatch>) -> Vec<Vec<RecordBatch>> {
+        let count = self.inner.config.read().parallelism.max(1);
+        let mut partitions = vec![Vec::new(); count];
+        for (index, batch) in batches.into_iter().enumerate() {
+            partitions[index % count].push(batch);
+        }
+        partitions
+    }
+}

@@ -1,0 +1,218 @@
+//! `SET 'key' = 'value'`: Flink's names where the meaning is the same.
+
+use datafusion::sql::sqlparser::tokenizer::Token;
+
+use crate::config::SessionConfig;
+use crate::error::{Error, Result};
+use crate::script::tokenize;
+use crate::suggest::closest;
+
+/// A key that can be set, with how to show and change it.
+struct Setting {
+    key: &'static str,
+    get: fn(&SessionConfig) -> String,
+    set: fn(&mut SessionConfig, &str) -> std::result::Result<(), String>,
+}
+
+const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "parallelism.default",
+        get: |config| config.parallelism.to_string(),
+        set: |config, value| {
+            config.parallelism = whole(value, 1, 128)?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "execution.runtime-mode",
+        get: |_| "batch".into(),
+        set: |_, value| match value.to_ascii_lowercase().as_str() {
+            "batch" | "automatic" => Ok(()),
+            "streaming" => Err("this version runs bounded input in batch mode only".into()),
+            _ => Err("expected batch or automatic".into()),
+        },
+    },
+    Setting {
+        key: "execution.batch-size",
+        get: |config| config.batch_size.to_string(),
+        set: |config, value| {
+            config.batch_size = whole(value, 1, 1 << 20)?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "execution.buffer-timeout",
+        get: |config| match config.buffer_timeout_ms {
+            -1 => "-1".into(),
+            ms => format!("{ms} ms"),
+        },
+        set: |config, value| {
+            config.buffer_timeout_ms = milliseconds(value)?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "execution.batch-shuffle-mode",
+        get: |config| {
+            if config.blocking_exchanges { "ALL_EXCHANGES_BLOCKING" } else { "ALL_EXCHANGES_PIPELINED" }.into()
+        },
+        set: |config, value| {
+            config.blocking_exchanges = match value {
+                "ALL_EXCHANGES_BLOCKING" => true,
+                "ALL_EXCHANGES_PIPELINED" => false,
+                _ => return Err("expected ALL_EXCHANGES_PIPELINED or ALL_EXCHANGES_BLOCKING".into()),
+            };
+            Ok(())
+        },
+    },
+    Setting {
+        key: "table.optimizer.join.broadcast-threshold",
+        get: |config| config.broadcast_threshold_bytes.to_string(),
+        set: |config, value| {
+            config.broadcast_threshold_bytes = whole(value, 0, usize::MAX)?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "taskmanager.memory.managed.size",
+        get: |config| config.memory_bytes.to_string(),
+        set: |_, _| Err("the memory budget is fixed when the session starts; use --memory".into()),
+    },
+    Setting {
+        key: "io.tmp.dirs",
+        get: |config| config.spill_directory.display().to_string(),
+        set: |config, value| {
+            config.spill_directory = value.into();
+            Ok(())
+        },
+    },
+    Setting {
+        key: "thalweg.serialize-job-graphs",
+        get: |config| config.serialize_job_graphs.to_string(),
+        set: |config, value| {
+            config.serialize_job_graphs = value.parse().map_err(|_| "expected true or false".to_string())?;
+            Ok(())
+        },
+    },
+];
+
+fn whole(value: &str, least: usize, most: usize) -> std::result::Result<usize, String> {
+    value
+        .parse::<usize>()
+        .ok()
+        .filter(|number| (least..=most).contains(number))
+        .ok_or_else(|| format!("expected a whole number from {least} to {most}"))
+}
+
+/// `-1`, `0`, `100`, `100ms`, `100 ms`, `1 s`.
+fn milliseconds(value: &str) -> std::result::Result<i64, String> {
+    let text = value.trim();
+    let digits = text.trim_end_matches(|c: char| c.is_alphabetic()).trim();
+    let unit = text[digits.len()..].trim();
+    let factor = match unit {
+        "" | "ms" => 1,
+        "s" | "sec" => 1000,
+        "min" => 60_000,
+        _ => return Err("expected a time such as 100 ms, 0, or -1".into()),
+    };
+    let number: i64 = digits.parse().map_err(|_| "expected a time such as 100 ms, 0, or -1".to_string())?;
+    if number < -1 {
+        return Err("expected a time such as 100 ms, 0, or -1".into());
+    }
+    Ok(if number < 0 { -1 } else { number.saturating_mul(factor) })
+}
+
+/// A statement about settings.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// `SET 'key' = 'value'`.
+    Set { key: String, value: String },
+    /// `RESET 'key'`.
+    Reset { key: String },
+    /// `SET`: show all.
+    ShowAll,
+}
+
+/// Recognizes Flink's form with quoted keys, and a bare `SET`; the others are the SQL parser's.
+pub(crate) fn parse(sql: &str) -> Result<Option<Command>> {
+    let tokens: Vec<Token> = tokenize(sql)?
+        .into_iter()
+        .map(|token| token.token)
+        .filter(|token| !matches!(token, Token::Whitespace(_) | Token::EOF | Token::SemiColon))
+        .collect();
+    let is_word = |token: &Token, word: &str| matches!(token, Token::Word(w) if w.value.eq_ignore_ascii_case(word));
+    Ok(match tokens.as_slice() {
+        [set] if is_word(set, "SET") => Some(Command::ShowAll),
+        [set, Token::SingleQuotedString(key), Token::Eq, value] if is_word(set, "SET") => {
+            let value = match value {
+                Token::SingleQuotedString(text) => text.clone(),
+                other => other.to_string(),
+            };
+            Some(Command::Set { key: key.clone(), value })
+        }
+        [reset, Token::SingleQuotedString(key)] if is_word(reset, "RESET") => Some(Command::Reset { key: key.clone() }),
+        _ => None,
+    })
+}
+
+/// Changes one setting. `Ok(false)`: the key is not ours.
+///
+/// # Errors
+/// When the value is not one that the key can have, or the key is like one of ours but none.
+pub(crate) fn set(config: &mut SessionConfig, key: &str, value: &str) -> Result<bool> {
+    if let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) {
+        (setting.set)(config, value)
+            .map_err(|why| Error::statement(format!("cannot set '{key}' to '{value}'")).with_remedy(why))?;
+        return Ok(true);
+    }
+    if key.starts_with("datafusion.") {
+        return Ok(false);
+    }
+    let error = Error::statement(format!("there is no setting '{key}'"));
+    Err(match closest(key, SETTINGS.iter().map(|setting| setting.key)) {
+        Some(name) => error.with_remedy(format!("did you mean '{name}'?")),
+        None => error.with_remedy("SET without arguments lists the settings"),
+    })
+}
+
+/// All settings with their values.
+pub(crate) fn all(config: &SessionConfig) -> Vec<(&'static str, String)> {
+    SETTINGS.iter().map(|setting| (setting.key, (setting.get)(config))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_checked() {
+        let mut config = SessionConfig::default();
+        assert!(set(&mut config, "parallelism.default", "7").unwrap());
+        assert_eq!(config.parallelism, 7);
+        let error = set(&mut config, "parallelism.default", "0").unwrap_err();
+        assert_eq!(error.to_string(), "cannot set 'parallelism.default' to '0'");
+        assert_eq!(error.remedy().as_deref(), Some("expected a whole number from 1 to 128"));
+        let error = set(&mut config, "paralelism.default", "2").unwrap_err();
+        assert_eq!(error.remedy().as_deref(), Some("did you mean 'parallelism.default'?"));
+        assert!(!set(&mut config, "datafusion.execution.batch_size", "2").unwrap());
+        assert!(set(&mut config, "execution.runtime-mode", "streaming").is_err());
+    }
+
+    #[test]
+    fn times_have_units() {
+        for (text, ms) in [("-1", -1), ("0", 0), ("100", 100), ("100 ms", 100), ("2s", 2000), ("1 min", 60_000)] {
+            assert_eq!(milliseconds(text), Ok(ms), "{text}");
+        }
+        for text in ["", "-2", "ms", "1 h", "1.5s"] {
+            assert!(milliseconds(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn flinks_form_is_recognized() {
+        let parsed = parse("SET 'a.b' = 'c'").unwrap();
+        assert_eq!(parsed, Some(Command::Set { key: "a.b".into(), value: "c".into() }));
+        assert_eq!(parse("set;").unwrap(), Some(Command::ShowAll));
+        assert_eq!(parse("SET a = 1").unwrap(), None);
+    }
+}
