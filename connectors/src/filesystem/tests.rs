@@ -107,7 +107,10 @@ fn tree(folder: &Path) -> Vec<String> {
     found
 }
 
-const FORMATS: &[(&str, &str, &[(&str, &str)])] = &[
+/// A format's name, the extension of its files, and options.
+type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+const FORMATS: &[Case] = &[
     ("parquet", "parquet", &[]),
     (
         "parquet",
