@@ -343,7 +343,8 @@ mod tests {
 
     impl Storage for FullDisk {
         fn create(&self, _name: &str) -> Result<Box<dyn StagedFile>> {
-            Ok(Box::new(FullFile(File::create("/dev/full").unwrap())))
+            let file = File::create("/dev/full").map_err(|e| EngineError::Internal(e.to_string()))?;
+            Ok(Box::new(FullFile(file)))
         }
 
         fn describe(&self, name: &str) -> String {

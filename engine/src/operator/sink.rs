@@ -175,7 +175,9 @@ mod tests {
     fn asks_the_writer_for_memory_when_the_budget_is_spent() {
         let state = Arc::new(Mutex::new((0, 0, false)));
         let sink = Sink::new(Box::new(Greedy(Arc::clone(&state))));
-        let out = Harness::with_memory(sink, 1 << 20).run(vec![vec![batch(1000), batch(1000)]]).unwrap();
+        let out = Harness::with_memory(sink, 1 << 20)
+            .run(vec![vec![batch(1000), batch(1000)]])
+            .unwrap();
         assert_eq!(out[0].column(0).as_primitive::<UInt64Type>().value(0), 2000);
         assert!(state.lock().1 > 0, "the budget of 1 MiB was never felt");
     }
