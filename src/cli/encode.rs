@@ -292,7 +292,7 @@ mod tests {
         let kind = Arc::new(StringArray::from(vec!["physical"])) as ArrayRef;
         let batch = RecordBatch::try_from_iter([("plan_type", kind), ("plan", plan)]).unwrap();
         assert_eq!(
-            encode(Format::Table, batch.schema_ref(), &[batch.clone()]),
+            encode(Format::Table, batch.schema_ref(), std::slice::from_ref(&batch)),
             b"physical:\nScan\n  Filter\n"
         );
     }

@@ -311,15 +311,15 @@ fn write_out(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The width results are fitted to: the terminal's, or none.
+/// The width results are fitted to: the terminal's, 80 when it does not say, or none when there is no terminal.
 fn terminal_width() -> Option<usize> {
     if !io::stdout().is_terminal() {
         return None;
     }
-    console::Term::stdout()
+    let columns = console::Term::stdout()
         .size_checked()
-        .map(|(_, columns)| usize::from(columns))
-        .filter(|&columns| columns > 0)
+        .map_or(0, |(_, columns)| usize::from(columns));
+    Some(if columns > 0 { columns } else { 80 })
 }
 
 /// What `explain` does with a statement.

@@ -20,7 +20,7 @@ impl Column {
 
     fn least(&self) -> usize {
         let wanted = if self.numeric {
-            self.cells.min(NUMBER_MIN).max(TEXT_MIN)
+            self.cells.clamp(TEXT_MIN, NUMBER_MIN)
         } else {
             TEXT_MIN
         };
