@@ -3,8 +3,8 @@
 use std::fmt::{Debug, Display, Write};
 
 use thalweg_engine::plan::{
-    Edge, ExchangeMode, HashJoinSpec, JobGraph, JoinFilterSpec, MergeMode, NestedLoopJoinSpec, OperatorSpec,
-    Partitioning, VertexId,
+    Aggregates, Edge, ExchangeMode, HashJoinSpec, JobGraph, JoinFilterSpec, MergeMode, NestedLoopJoinSpec,
+    OperatorSpec, Partitioning, VertexId,
 };
 
 /// The plan as an indented tree.
@@ -126,7 +126,11 @@ fn describe(operator: &OperatorSpec) -> String {
         }
         OperatorSpec::Expand(expand) => format!("{name} {} grouping sets", expand.projections.len()),
         OperatorSpec::Aggregate(aggregate) => {
-            format!("{name} by=[{}] {:?}", list(&aggregate.group_by), aggregate.aggregates)
+            format!(
+                "{name} by=[{}] {}",
+                list(&aggregate.group_by),
+                functions(&aggregate.aggregates)
+            )
         }
         OperatorSpec::HashJoin(join) => hash_join(name, join),
         OperatorSpec::NestedLoopJoin(join) => nested_loop_join(name, join),
@@ -154,6 +158,17 @@ fn pruning(operator: &OperatorSpec) -> String {
         }
         None => String::new(),
     }
+}
+
+fn functions(aggregates: &Aggregates) -> String {
+    let functions = aggregates.functions.iter().zip(&aggregates.filters);
+    let texts: Vec<String> = functions
+        .map(|(function, filter)| match filter {
+            Some(filter) => format!("{} FILTER ({filter})", function.name()),
+            None => function.name().to_string(),
+        })
+        .collect();
+    texts.join(", ")
 }
 
 fn hash_join(name: &str, join: &HashJoinSpec) -> String {

@@ -34,10 +34,6 @@ pub fn uncorrelated_scalar_subqueries(plan: &LogicalPlan) -> Vec<Subquery> {
 ///
 /// # Errors
 /// When a value does not have, and cannot be cast to, its subquery's type.
-#[expect(
-    clippy::mutable_key_type,
-    reason = "a plan's hash does not depend on its interior mutability"
-)]
 pub fn substitute(plan: LogicalPlan, values: &HashMap<Subquery, ScalarValue>) -> Result<LogicalPlan> {
     if values.is_empty() {
         return Ok(plan);
@@ -55,10 +51,6 @@ pub fn substitute(plan: LogicalPlan, values: &HashMap<Subquery, ScalarValue>) ->
     Ok(replaced.data)
 }
 
-#[expect(
-    clippy::mutable_key_type,
-    reason = "a plan's hash does not depend on its interior mutability"
-)]
 fn replace(
     expr: Expr,
     values: &HashMap<Subquery, ScalarValue>,

@@ -103,11 +103,16 @@ impl Lowering<'_> {
 
     /// Whether the rows of each group are in one subtask, and it pays to leave them there.
     fn groups_meet(&self, grouping: &Grouping, input: &Stream) -> bool {
-        if !input.is_single() {
-            return input.is_grouped_by(&grouping.keys) && !grouping.keys.is_empty();
+        if grouping.keys.is_empty() {
+            return input.is_single();
         }
+        self.may_stay(input, &grouping.keys)
+    }
+
+    /// Whether rows that agree in `keys` are in one subtask, and not only because all rows are while there are many.
+    pub(super) fn may_stay(&self, input: &Stream, keys: &[Physical]) -> bool {
         let few = input.estimate.rows.is_some_and(|rows| rows <= ONE_PHASE_ROWS);
-        grouping.keys.is_empty() || self.options.parallelism == 1 || few
+        input.is_grouped_by(keys) && (!input.is_single() || few || self.options.parallelism == 1)
     }
 
     fn in_one_phase(&mut self, grouping: &Grouping, aggregates: Aggregates, mut input: Stream) -> Stream {
@@ -169,7 +174,7 @@ impl Lowering<'_> {
         if grouping.keys.is_empty() {
             return self.sort_to_one(input, order, None);
         }
-        if input.is_grouped_by(&grouping.keys) {
+        if self.may_stay(&input, &grouping.keys) {
             return self.sort_locally(input, &order, None);
         }
         let schema = Arc::clone(&input.schema);

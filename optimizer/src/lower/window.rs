@@ -50,7 +50,7 @@ impl Lowering<'_> {
                 self.sort_to_one(input, keys, None)
             };
         }
-        if input.is_grouped_by(partition) {
+        if self.may_stay(&input, partition) {
             return self.sort_locally(input, &keys, None);
         }
         let schema = Arc::clone(&input.schema);

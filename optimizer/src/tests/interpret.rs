@@ -129,7 +129,7 @@ fn declare(batches: Batches, schema: &SchemaSpec) -> (SchemaRef, Batches) {
 }
 
 fn memory(schema: &SchemaRef, batches: &Batches) -> Arc<dyn ExecutionPlan> {
-    MemorySourceConfig::try_new_exec(&[batches.clone()], schema.clone(), None).unwrap()
+    MemorySourceConfig::try_new_exec(std::slice::from_ref(batches), schema.clone(), None).unwrap()
 }
 
 async fn run(
@@ -210,7 +210,7 @@ async fn run_one(
                 }
                 // The window operators look at the order that the placeholder promised.
                 let order = node.properties().output_ordering().cloned();
-                let source = MemorySourceConfig::try_new(&[batches.clone()], schema.clone(), None)?;
+                let source = MemorySourceConfig::try_new(std::slice::from_ref(&batches), schema.clone(), None)?;
                 let source = source.try_with_sort_information(order.into_iter().collect())?;
                 Ok(Transformed::yes(Arc::new(DataSourceExec::new(Arc::new(source)))))
             });

@@ -189,10 +189,6 @@ async fn lowered(ctx: &SessionContext, sql: &str, options: &LoweringOptions) -> 
     Ok(graph)
 }
 
-#[expect(
-    clippy::mutable_key_type,
-    reason = "a plan's hash does not depend on its interior mutability"
-)]
 async fn resolve(ctx: &SessionContext, plan: LogicalPlan, options: &LoweringOptions) -> LogicalPlan {
     let mut values = HashMap::new();
     for subquery in uncorrelated_scalar_subqueries(&plan) {

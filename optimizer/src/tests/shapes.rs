@@ -124,6 +124,15 @@ async fn windows_of_one_order_sort_once() {
 }
 
 #[tokio::test]
+async fn a_window_over_many_rows_in_one_subtask_is_spread() {
+    // The first window needs all rows in one subtask; of an unknown or large number of rows the second must not stay there.
+    let sql = "SELECT row_number() OVER (PARTITION BY x ORDER BY x), sum(x) OVER (ORDER BY x) FROM \
+               (SELECT a.id * b.id * c.id AS x FROM orders a, orders b, orders c)";
+    let graph = shape(sql, 2).await;
+    assert_eq!(edges(&graph, "Hash"), 1, "{}", explain(&graph));
+}
+
+#[tokio::test]
 async fn top_n_is_local_first() {
     let graph = shape("SELECT id FROM orders ORDER BY amount LIMIT 3", 2).await;
     assert_eq!(
