@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::TableReference;
@@ -20,9 +21,15 @@ use crate::session::Session;
 impl Session {
     /// `CREATE TABLE .. WITH (..)`, when the statement is one.
     pub(crate) fn create_connector_table(&self, statement: &DFStatement) -> Result<Option<Outcome>> {
-        let DFStatement::Statement(statement) = statement else { return Ok(None) };
-        let SqlStatement::CreateTable(create) = statement.as_ref() else { return Ok(None) };
-        let CreateTableOptions::With(options) = &create.table_options else { return Ok(None) };
+        let DFStatement::Statement(statement) = statement else {
+            return Ok(None);
+        };
+        let SqlStatement::CreateTable(create) = statement.as_ref() else {
+            return Ok(None);
+        };
+        let CreateTableOptions::With(options) = &create.table_options else {
+            return Ok(None);
+        };
         let options = options_of(options)?;
         let (schema, query) = self.columns_and_query(create)?;
         let partitions = partition_columns(create, &schema)?;
@@ -52,7 +59,9 @@ impl Session {
             None => Ok(Some(Outcome::Done(format!("table {name} created")))),
             Some(_) => {
                 let Some(select) = &create.query else { return Ok(None) };
-                let inserted = self.execute(&format!("INSERT INTO {} {select}", create.name)).and_then(Outcome::collect);
+                let inserted = self
+                    .execute(&format!("INSERT INTO {} {select}", create.name))
+                    .and_then(Outcome::collect);
                 if inserted.is_err() {
                     self.replace_table(&name, None)?;
                 }
@@ -80,13 +89,24 @@ impl Session {
                 let query = create.query.is_some().then(|| Arc::unwrap_or_clone(input));
                 Ok((schema, query))
             }
-            other => Err(Error::unsupported(format!("CREATE TABLE .. WITH cannot be combined with {}", other.display()))),
+            other => Err(Error::unsupported(format!(
+                "CREATE TABLE .. WITH cannot be combined with {}",
+                other.display()
+            ))),
         }
     }
 
     /// `CREATE TABLE [AS]` in memory.
     pub(crate) fn create_memory_table(&self, create: CreateMemoryTable) -> Result<Outcome> {
-        let CreateMemoryTable { name, constraints, input, if_not_exists, or_replace, column_defaults, temporary } = create;
+        let CreateMemoryTable {
+            name,
+            constraints,
+            input,
+            if_not_exists,
+            or_replace,
+            column_defaults,
+            temporary,
+        } = create;
         if temporary {
             return Err(Error::unsupported("temporary tables are not supported")
                 .with_remedy("leave out TEMPORARY: tables in memory end with the session"));
@@ -99,15 +119,27 @@ impl Session {
                 return Err(table_exists(&name));
             }
         }
-        let schema: SchemaRef = Arc::new(input.schema().as_arrow().clone());
+        let mut schema: SchemaRef = Arc::new(input.schema().as_arrow().clone());
         let mut names = std::collections::HashSet::new();
         if let Some(twice) = schema.fields().iter().find(|field| !names.insert(field.name())) {
-            return Err(Error::statement(format!("table {name} would have two columns '{}'", twice.name()))
-                .with_remedy("give one of them an alias"));
+            return Err(
+                Error::statement(format!("table {name} would have two columns '{}'", twice.name()))
+                    .with_remedy("give one of them an alias"),
+            );
         }
         let batches = match input.as_ref() {
             LogicalPlan::EmptyRelation(relation) if !relation.produce_one_row => Vec::new(),
-            query => self.run(query.clone())?.collect::<Result<Vec<_>>>()?,
+            query => {
+                // That the query gives no NULL is no promise about what is inserted later.
+                let nullable = schema
+                    .fields()
+                    .iter()
+                    .map(|field| field.as_ref().clone().with_nullable(true));
+                schema = Arc::new(Schema::new(nullable.collect::<Vec<_>>()));
+                self.run(query.clone())?
+                    .map(|batch| Ok(RecordBatch::try_new(Arc::clone(&schema), batch?.columns().to_vec())?))
+                    .collect::<Result<Vec<_>>>()?
+            }
         };
         let table = MemTable::try_new(schema, self.spread(batches))?
             .with_constraints(constraints)
@@ -152,20 +184,38 @@ fn options_of(options: &[SqlOption]) -> Result<BTreeMap<String, String>> {
                 };
                 Ok((key.value.clone(), text))
             }
-            other => Err(Error::statement(format!("'{other}' is not an option of the form 'key' = 'value'"))),
+            other => Err(Error::statement(format!(
+                "'{other}' is not an option of the form 'key' = 'value'"
+            ))),
         })
         .collect()
 }
 
 fn partition_columns(create: &CreateTable, schema: &Schema) -> Result<Vec<String>> {
     let names: Vec<String> = match &create.hive_distribution {
-        HiveDistributionStyle::PARTITIONED { columns } => columns.iter().map(|column| column.name.value.clone()).collect(),
+        HiveDistributionStyle::PARTITIONED { columns } => {
+            columns.iter().map(|column| column.name.value.clone()).collect()
+        }
         _ => Vec::new(),
     };
     for name in &names {
         if !schema.fields().is_empty() && schema.field_with_name(name).is_err() {
-            return Err(Error::statement(format!("PARTITIONED BY names '{name}', which is not a column of the table")));
+            return Err(Error::statement(format!(
+                "PARTITIONED BY names '{name}', which is not a column of the table"
+            )));
         }
     }
     Ok(names)
+}
+
+/// What to tell the user after a statement that DataFusion's context carried out.
+pub(crate) fn done_message(ddl: &DdlStatement) -> String {
+    match ddl {
+        DdlStatement::CreateExternalTable(create) => format!("table {} created", create.name),
+        DdlStatement::CreateView(create) => format!("view {} created", create.name),
+        DdlStatement::CreateCatalogSchema(create) => format!("schema {} created", create.schema_name),
+        DdlStatement::DropTable(drop) => format!("table {} dropped", drop.name),
+        DdlStatement::DropView(drop) => format!("view {} dropped", drop.name),
+        other => format!("{} done", other.name()),
+    }
 }

@@ -46,8 +46,18 @@ impl std::error::Error for Error {}
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, cause: impl Into<String>) -> Self {
-        let cause = cause.into().lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-        Self { kind, cause, remedy: None }
+        let cause = cause
+            .into()
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ");
+        Self {
+            kind,
+            cause,
+            remedy: None,
+        }
     }
 
     pub(crate) fn statement(cause: impl Into<String>) -> Self {
@@ -90,7 +100,11 @@ impl Error {
 
     /// Adds the names that an unknown table may have meant.
     pub(crate) fn suggest_tables(self, tables: &[String]) -> Self {
-        let Some(name) = self.cause.strip_prefix("there is no table '").and_then(|rest| rest.strip_suffix('\'')) else {
+        let Some(name) = self
+            .cause
+            .strip_prefix("there is no table '")
+            .and_then(|rest| rest.strip_suffix('\''))
+        else {
             return self;
         };
         let bare = name.rsplit('.').next().unwrap_or(name).to_string();
@@ -109,7 +123,9 @@ impl Error {
 }
 
 fn looks_like_a_path(name: &str) -> bool {
-    let extensions = [".parquet", ".csv", ".json", ".arrow", ".avro", ".tsv", ".ndjson", ".gz", ".zst"];
+    let extensions = [
+        ".parquet", ".csv", ".json", ".arrow", ".avro", ".tsv", ".ndjson", ".gz", ".zst",
+    ];
     name.contains('/') || extensions.iter().any(|extension| name.ends_with(extension))
 }
 
@@ -125,9 +141,8 @@ impl From<EngineError> for Error {
             EngineError::DataFusion(error) => Error::from(error),
             EngineError::Arrow(error) => Error::from(error),
             EngineError::Plan(message) => Error::statement(message),
-            EngineError::BadInput(message) => {
-                Error::new(ErrorKind::Execution, message).with_remedy("mend the file, or declare the columns as they are")
-            }
+            EngineError::BadInput(message) => Error::new(ErrorKind::Execution, message)
+                .with_remedy("mend the file, or declare the columns as they are"),
             EngineError::Io { path, source } => Error::from_io(Some(&path), &source),
             EngineError::Memory(error) => Error::from_memory(&error),
             error @ (EngineError::Panic(_) | EngineError::Internal(_)) => {
@@ -150,8 +165,9 @@ impl From<ArrowError> for Error {
             ArrowError::CastError(message) | ArrowError::ComputeError(message) | ArrowError::ParseError(message) => {
                 Error::new(ErrorKind::Execution, message)
             }
-            ArrowError::ArithmeticOverflow(message) => Error::new(ErrorKind::Execution, message)
-                .with_remedy("cast to a wider type before the operation"),
+            ArrowError::ArithmeticOverflow(message) => {
+                Error::new(ErrorKind::Execution, message).with_remedy("cast to a wider type before the operation")
+            }
             other => Error::new(ErrorKind::Execution, other.to_string()),
         }
     }
@@ -192,7 +208,11 @@ impl From<DataFusionError> for Error {
 }
 
 fn without_backtrace(message: &str) -> String {
-    message.split(DataFusionError::BACK_TRACE_SEP).next().unwrap_or(message).to_string()
+    message
+        .split(DataFusionError::BACK_TRACE_SEP)
+        .next()
+        .unwrap_or(message)
+        .to_string()
 }
 
 impl Error {
@@ -210,13 +230,15 @@ impl Error {
 
     fn from_io(path: Option<&str>, source: &std::io::Error) -> Self {
         let place = path.map(|path| format!("{path}: ")).unwrap_or_default();
+        let text = source.to_string();
         let remedy = match source.kind() {
+            // Writers pass the system's error on inside one of their own.
+            _ if text.contains("No space left on device") => "free space on that disk, or write elsewhere",
             std::io::ErrorKind::NotFound => "check the path",
             std::io::ErrorKind::PermissionDenied => "check the file's permissions",
-            std::io::ErrorKind::StorageFull => "free space on that disk, or write elsewhere",
             _ => "check the file and the disk it is on",
         };
-        Error::new(ErrorKind::Execution, format!("{place}{source}")).with_remedy(remedy)
+        Error::new(ErrorKind::Execution, format!("{place}{text}")).with_remedy(remedy)
     }
 
     fn from_object_store(error: &object_store::Error) -> Self {
@@ -260,11 +282,46 @@ impl Error {
 
     fn from_plan(message: &str) -> Self {
         let message = without_backtrace(message);
-        if let Some(name) = message.strip_prefix("table '").and_then(|rest| rest.strip_suffix("' not found")) {
+        if let Some(name) = message
+            .strip_prefix("table '")
+            .and_then(|rest| rest.strip_suffix("' not found"))
+        {
             let short = name.strip_prefix("datafusion.public.").unwrap_or(name);
             return Error::statement(format!("there is no table '{short}'"));
         }
+        if let Some(rest) = message.strip_prefix("No files found at ") {
+            let place = rest.split(". Cannot infer").next().unwrap_or(rest);
+            let place = place.strip_prefix("file://").unwrap_or(place);
+            return Error::new(ErrorKind::Execution, format!("there is no file '{place}'"))
+                .with_remedy("check the path");
+        }
         Error::statement(message)
+    }
+
+    /// Names the file or folder that a failed statement reads, when the error does not.
+    pub(crate) fn at_location(mut self, location: &str) -> Self {
+        let name = location.trim_end_matches('/').rsplit('/').next().unwrap_or(location);
+        if self.kind != ErrorKind::Statement && self.kind != ErrorKind::Cancelled && !self.cause.contains(name) {
+            self.cause = format!("{location}: {}", self.cause);
+            self.remedy
+                .get_or_insert_with(|| "check that the file is whole and of the format that is read".into());
+        }
+        self
+    }
+
+    /// Puts a syntax error at the end of the statement at its place.
+    pub(crate) fn at_end_of(self, sql: &str) -> Self {
+        let Some(message) = self
+            .cause
+            .strip_prefix("syntax error: ")
+            .filter(|m| m.ends_with("found: EOF"))
+        else {
+            return self;
+        };
+        let sql = sql.trim_end();
+        let line = sql.matches('\n').count() as u64 + 1;
+        let column = sql.rsplit('\n').next().unwrap_or(sql).chars().count() as u64 + 1;
+        Self::syntax(message, Some((line, column)))
     }
 }
 

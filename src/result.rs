@@ -93,7 +93,9 @@ impl QueryResult {
 
     /// Cancels the query from any thread.
     pub fn canceller(&self) -> Canceller {
-        Canceller { token: self.cancel.clone() }
+        Canceller {
+            token: self.cancel.clone(),
+        }
     }
 }
 
@@ -140,7 +142,11 @@ pub struct Progress {
 impl ProgressHandle {
     /// The progress at this moment.
     pub fn snapshot(&self) -> Progress {
-        let progress = self.metrics.as_ref().map(|metrics| metrics.progress()).unwrap_or_default();
+        let progress = self
+            .metrics
+            .as_ref()
+            .map(|metrics| metrics.progress())
+            .unwrap_or_default();
         Progress {
             rows_read: progress.rows_read,
             bytes_read: progress.bytes_read,

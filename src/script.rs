@@ -33,7 +33,10 @@ pub(crate) fn split(text: &str) -> Result<Vec<ScriptStatement>> {
 /// Whether what was typed so far ends with a semicolon outside quotes and comments.
 pub(crate) fn is_complete(text: &str) -> bool {
     let Ok(tokens) = tokenize(text) else { return false };
-    let last = tokens.iter().rev().find(|token| !matches!(token.token, Token::Whitespace(_) | Token::EOF));
+    let last = tokens
+        .iter()
+        .rev()
+        .find(|token| !matches!(token.token, Token::Whitespace(_) | Token::EOF));
     last.is_some_and(|token| token.token == Token::SemiColon)
 }
 
@@ -51,8 +54,16 @@ fn cut(lines: &[&str], tokens: &[TokenWithSpan]) -> Option<ScriptStatement> {
     for number in first_line..=last_line {
         let line = lines.get(number - 1)?;
         // Columns count characters, from 1.
-        let from = if number == first_line { first.column as usize - 1 } else { 0 };
-        let to = if number == last_line { last.column as usize - 1 } else { usize::MAX };
+        let from = if number == first_line {
+            first.column as usize - 1
+        } else {
+            0
+        };
+        let to = if number == last_line {
+            last.column as usize - 1
+        } else {
+            usize::MAX
+        };
         if number > first_line {
             sql.push('\n');
         }

@@ -38,6 +38,8 @@ use crate::settings;
 
 /// Threads for I/O; computation runs on the subtasks' own threads.
 const IO_THREADS: usize = 2;
+/// Threads for file reads and writes at most; they come on demand and go after ten idle seconds.
+const FILE_THREADS: usize = 16;
 /// What may wait in the channels of one input of one subtask, in bytes.
 const INPUT_CREDIT_BYTES: usize = 8 << 20;
 /// How deeply a statement may be nested.
@@ -67,12 +69,18 @@ impl Session {
     pub fn new(config: SessionConfig) -> Result<Self> {
         let io = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(IO_THREADS)
+            .max_blocking_threads(FILE_THREADS)
             .thread_name("tw-io")
             .enable_all()
             .build()
-            .map_err(|source| thalweg_engine::EngineError::Io { path: "the I/O threads".into(), source })?;
+            .map_err(|source| thalweg_engine::EngineError::Io {
+                path: "the I/O threads".into(),
+                source,
+            })?;
         let memory = MemoryManager::new(config.memory_bytes);
-        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(BudgetPool::new(&memory))).build_arc()?;
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(BudgetPool::new(&memory)))
+            .build_arc()?;
         let mut options = DataFusionConfig::new()
             .with_target_partitions(config.parallelism)
             .with_batch_size(config.batch_size)
@@ -86,7 +94,13 @@ impl Session {
             .build();
         let context = SessionContext::new_with_state(state).enable_url_table();
         Ok(Self {
-            inner: Arc::new(Inner { context, config: RwLock::new(config), memory, clock: Arc::new(SystemClock::new()), io }),
+            inner: Arc::new(Inner {
+                context,
+                config: RwLock::new(config),
+                memory,
+                clock: Arc::new(SystemClock::new()),
+                io,
+            }),
         })
     }
 
@@ -108,7 +122,8 @@ impl Session {
     /// # Errors
     /// What is wrong with the statement. Errors of the data come with the rows.
     pub fn execute(&self, sql: &str) -> Result<Outcome> {
-        self.execute_statement(sql).map_err(|error| error.suggest_tables(&self.table_names()))
+        self.execute_statement(sql)
+            .map_err(|error| error.suggest_tables(&self.table_names()).at_end_of(sql))
     }
 
     /// The same as [`Session::execute`]: `session.sql("..")?.collect()?`.
@@ -132,9 +147,12 @@ impl Session {
                 other => other,
             };
             let graphs = self.explain_plan(&plan)?.into_iter().skip(1);
-            Ok(graphs.map(|(title, text)| format!("{title}\n{text}")).collect::<Vec<_>>().join("\n"))
+            Ok(graphs
+                .map(|(title, text)| format!("{title}\n{text}"))
+                .collect::<Vec<_>>()
+                .join("\n"))
         };
-        explain().map_err(|error: Error| error.suggest_tables(&self.table_names()))
+        explain().map_err(|error: Error| error.suggest_tables(&self.table_names()).at_end_of(sql))
     }
 
     /// Makes `table` known as `name`, in place of what had the name.
@@ -184,13 +202,26 @@ impl Session {
         let context = self.context();
         let mut names = Vec::new();
         for catalog_name in context.catalog_names() {
-            let Some(catalog) = context.catalog(&catalog_name) else { continue };
-            for schema_name in catalog.schema_names().into_iter().filter(|name| name != "information_schema") {
-                let Some(schema) = catalog.schema(&schema_name) else { continue };
-                names.extend(schema.table_names().into_iter().map(|table| match schema_name.as_str() {
-                    "public" => table,
-                    _ => format!("{schema_name}.{table}"),
-                }));
+            let Some(catalog) = context.catalog(&catalog_name) else {
+                continue;
+            };
+            for schema_name in catalog
+                .schema_names()
+                .into_iter()
+                .filter(|name| name != "information_schema")
+            {
+                let Some(schema) = catalog.schema(&schema_name) else {
+                    continue;
+                };
+                names.extend(
+                    schema
+                        .table_names()
+                        .into_iter()
+                        .map(|table| match schema_name.as_str() {
+                            "public" => table,
+                            _ => format!("{schema_name}.{table}"),
+                        }),
+                );
             }
         }
         names.sort_unstable();
@@ -218,17 +249,23 @@ impl Session {
         match self.plan(statement)? {
             LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => self.create_memory_table(create),
             LogicalPlan::Ddl(ddl) => {
+                let done = crate::ddl::done_message(&ddl);
                 let name = ddl.name().to_string();
-                let rest = self.block_on(self.context().execute_logical_plan(LogicalPlan::Ddl(ddl)))?;
+                let location = match &ddl {
+                    DdlStatement::CreateExternalTable(create) => create.locations.join(", "),
+                    _ => String::new(),
+                };
+                let rest = self
+                    .block_on(self.context().execute_logical_plan(LogicalPlan::Ddl(ddl)))
+                    .map_err(|error| Error::from(error).at_location(&location))?;
                 match rest.logical_plan() {
-                    LogicalPlan::Ddl(_) => Err(Error::unsupported(format!("{name} is not supported"))),
-                    _ => Ok(Outcome::Done(format!("{name} done"))),
+                    LogicalPlan::Ddl(_) => Err(Error::unsupported(format!("{name} is not supported"))
+                        .with_remedy("docs/sql.md lists the statements")),
+                    _ => Ok(Outcome::Done(done)),
                 }
             }
             LogicalPlan::Statement(statement) => self.execute_session_statement(statement),
-            LogicalPlan::Explain(explain) => {
-                Ok(Outcome::Rows(Self::plan_rows(self.explain_plan(&explain.plan)?)?))
-            }
+            LogicalPlan::Explain(explain) => Ok(Outcome::Rows(Self::plan_rows(self.explain_plan(&explain.plan)?)?)),
             LogicalPlan::Analyze(analyze) => {
                 let rows = self.explain_analyze(Arc::unwrap_or_clone(analyze.input))?;
                 Ok(Outcome::Rows(Self::plan_rows(rows)?))
@@ -241,11 +278,16 @@ impl Session {
         match statement {
             LogicalStatement::Execute(_) => {
                 let prepared = self.context().execute_logical_plan(LogicalPlan::Statement(statement));
-                Ok(Outcome::Rows(self.run(self.block_on(prepared)?.into_unoptimized_plan())?))
+                Ok(Outcome::Rows(
+                    self.run(self.block_on(prepared)?.into_unoptimized_plan())?,
+                ))
             }
             LogicalStatement::SetVariable(ref set) if !set.variable.starts_with("datafusion.") => {
                 let value = set.value.clone();
-                self.execute_setting(settings::Command::Set { key: set.variable.clone(), value })
+                self.execute_setting(settings::Command::Set {
+                    key: set.variable.clone(),
+                    value,
+                })
             }
             LogicalStatement::SetVariable(_)
             | LogicalStatement::ResetVariable(_)
@@ -255,7 +297,8 @@ impl Session {
                 Ok(Outcome::Done(String::new()))
             }
             LogicalStatement::TransactionStart(_) | LogicalStatement::TransactionEnd(_) => {
-                Err(Error::unsupported("transactions are not supported").with_remedy("each statement stands for itself"))
+                Err(Error::unsupported("transactions are not supported")
+                    .with_remedy("each statement stands for itself"))
             }
         }
     }
@@ -271,7 +314,12 @@ impl Session {
                 let mut config = self.inner.config.write();
                 if !settings::set(&mut config, &key, &value)? {
                     drop(config);
-                    self.context().state_ref().write().config_mut().options_mut().set(&key, &value)?;
+                    self.context()
+                        .state_ref()
+                        .write()
+                        .config_mut()
+                        .options_mut()
+                        .set(&key, &value)?;
                     return Ok(Outcome::Done(String::new()));
                 }
                 self.follow(&config)?;
@@ -316,7 +364,19 @@ impl Session {
 
     fn plan(&self, statement: DFStatement) -> Result<LogicalPlan> {
         let state = self.state();
-        Ok(self.block_on(state.statement_to_plan(statement))?)
+        let tables = state.resolve_table_references(&statement).unwrap_or_default();
+        self.block_on(state.statement_to_plan(statement)).map_err(|error| {
+            // A file in FROM is opened while the statement is planned.
+            let file = tables
+                .iter()
+                .map(TableReference::table)
+                .find(|name| name.contains(['/', '.']));
+            let error = Error::from(error);
+            match file {
+                Some(file) => error.at_location(file),
+                None => error,
+            }
+        })
     }
 
     pub(crate) fn optimize(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
@@ -355,8 +415,11 @@ impl Session {
         for batch in rows {
             let batch = batch?;
             if batch.num_rows() > 1 || (value.is_some() && batch.num_rows() > 0) {
-                return Err(Error::new(crate::error::ErrorKind::Execution, "a scalar subquery returned more than one row")
-                    .with_remedy("add LIMIT 1 or an aggregate, or use IN"));
+                return Err(Error::new(
+                    crate::error::ErrorKind::Execution,
+                    "a scalar subquery returned more than one row",
+                )
+                .with_remedy("add LIMIT 1 or an aggregate, or use IN"));
             }
             if batch.num_rows() == 1 {
                 value = Some(ScalarValue::try_from_array(batch.column(0), 0)?);
@@ -384,6 +447,7 @@ impl Session {
 
     /// Lowers a plan without scalar subqueries and starts it.
     pub(crate) fn submit(&self, plan: &LogicalPlan) -> Result<JobHandle> {
+        self.block_on(crate::resolver::check_files(plan, self.state().runtime_env()))?;
         let mut graph = self.lower(plan)?;
         let environment = self.environment();
         if self.inner.config.read().serialize_job_graphs {
@@ -399,8 +463,13 @@ impl Session {
             io: self.inner.io.handle().clone(),
             clock: Arc::clone(&self.inner.clock) as _,
             task: self.state().task_ctx(),
-            sinks: thalweg_connectors::sinks().into_iter().map(|sink| (sink.name().to_string(), sink)).collect(),
-            diagnosis: Some(Arc::new(ScanDoctor { io: self.inner.io.handle().clone() })),
+            sinks: thalweg_connectors::sinks()
+                .into_iter()
+                .map(|sink| (sink.name().to_string(), sink))
+                .collect(),
+            diagnosis: Some(Arc::new(ScanDoctor {
+                io: self.inner.io.handle().clone(),
+            })),
             spill_parent: config.spill_directory.clone(),
             batch_size: config.batch_size,
             buffer_timeout: BufferTimeout::from_ms(config.buffer_timeout_ms),

@@ -54,7 +54,12 @@ const SETTINGS: &[Setting] = &[
     Setting {
         key: "execution.batch-shuffle-mode",
         get: |config| {
-            if config.blocking_exchanges { "ALL_EXCHANGES_BLOCKING" } else { "ALL_EXCHANGES_PIPELINED" }.into()
+            if config.blocking_exchanges {
+                "ALL_EXCHANGES_BLOCKING"
+            } else {
+                "ALL_EXCHANGES_PIPELINED"
+            }
+            .into()
         },
         set: |config, value| {
             config.blocking_exchanges = match value {
@@ -115,7 +120,9 @@ fn milliseconds(value: &str) -> std::result::Result<i64, String> {
         "min" => 60_000,
         _ => return Err("expected a time such as 100 ms, 0, or -1".into()),
     };
-    let number: i64 = digits.parse().map_err(|_| "expected a time such as 100 ms, 0, or -1".to_string())?;
+    let number: i64 = digits
+        .parse()
+        .map_err(|_| "expected a time such as 100 ms, 0, or -1".to_string())?;
     if number < -1 {
         return Err("expected a time such as 100 ms, 0, or -1".into());
     }
@@ -148,7 +155,10 @@ pub(crate) fn parse(sql: &str) -> Result<Option<Command>> {
                 Token::SingleQuotedString(text) => text.clone(),
                 other => other.to_string(),
             };
-            Some(Command::Set { key: key.clone(), value })
+            Some(Command::Set {
+                key: key.clone(),
+                value,
+            })
         }
         [reset, Token::SingleQuotedString(key)] if is_word(reset, "RESET") => Some(Command::Reset { key: key.clone() }),
         _ => None,
@@ -177,7 +187,10 @@ pub(crate) fn set(config: &mut SessionConfig, key: &str, value: &str) -> Result<
 
 /// All settings with their values.
 pub(crate) fn all(config: &SessionConfig) -> Vec<(&'static str, String)> {
-    SETTINGS.iter().map(|setting| (setting.key, (setting.get)(config))).collect()
+    SETTINGS
+        .iter()
+        .map(|setting| (setting.key, (setting.get)(config)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -200,7 +213,14 @@ mod tests {
 
     #[test]
     fn times_have_units() {
-        for (text, ms) in [("-1", -1), ("0", 0), ("100", 100), ("100 ms", 100), ("2s", 2000), ("1 min", 60_000)] {
+        for (text, ms) in [
+            ("-1", -1),
+            ("0", 0),
+            ("100", 100),
+            ("100 ms", 100),
+            ("2s", 2000),
+            ("1 min", 60_000),
+        ] {
             assert_eq!(milliseconds(text), Ok(ms), "{text}");
         }
         for text in ["", "-2", "ms", "1 h", "1.5s"] {
@@ -211,7 +231,13 @@ mod tests {
     #[test]
     fn flinks_form_is_recognized() {
         let parsed = parse("SET 'a.b' = 'c'").unwrap();
-        assert_eq!(parsed, Some(Command::Set { key: "a.b".into(), value: "c".into() }));
+        assert_eq!(
+            parsed,
+            Some(Command::Set {
+                key: "a.b".into(),
+                value: "c".into()
+            })
+        );
         assert_eq!(parse("set;").unwrap(), Some(Command::ShowAll));
         assert_eq!(parse("SET a = 1").unwrap(), None);
     }

@@ -17,7 +17,11 @@ pub(crate) fn closest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) ->
 pub(crate) fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names: Vec<&str> = names.collect();
     let shown = names.iter().take(LIST_LIMIT).copied().collect::<Vec<_>>().join(", ");
-    if names.len() > LIST_LIMIT { format!("{shown}, .. ({} in all)", names.len()) } else { shown }
+    if names.len() > LIST_LIMIT {
+        format!("{shown}, .. ({} in all)", names.len())
+    } else {
+        shown
+    }
 }
 
 #[cfg(test)]

@@ -96,9 +96,7 @@ impl Reservation {
                 available_bytes: limit.saturating_sub(reserved),
                 budget_bytes: limit,
             })?;
-        self.budget
-            .peak_bytes
-            .fetch_max(before + more, Ordering::Relaxed);
+        self.budget.peak_bytes.fetch_max(before + more, Ordering::Relaxed);
         self.bytes += more;
         self.peak_bytes = self.peak_bytes.max(self.bytes);
         Ok(())
@@ -108,9 +106,7 @@ impl Reservation {
     /// others ask for afterwards is refused until the budget holds again.
     pub fn grow(&mut self, more: usize) {
         let before = self.budget.reserved_bytes.fetch_add(more, Ordering::Relaxed);
-        self.budget
-            .peak_bytes
-            .fetch_max(before + more, Ordering::Relaxed);
+        self.budget.peak_bytes.fetch_max(before + more, Ordering::Relaxed);
         self.bytes += more;
         self.peak_bytes = self.peak_bytes.max(self.bytes);
     }
@@ -119,9 +115,7 @@ impl Reservation {
     pub fn shrink(&mut self, less: usize) {
         let less = less.min(self.bytes);
         self.bytes -= less;
-        self.budget
-            .reserved_bytes
-            .fetch_sub(less, Ordering::Relaxed);
+        self.budget.reserved_bytes.fetch_sub(less, Ordering::Relaxed);
     }
 
     /// Holds exactly `bytes` from now on, growing or shrinking as needed.

@@ -103,7 +103,9 @@ impl SpillWriter {
     /// # Errors
     /// When the disk is full or fails.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.writer.write(batch).map_err(|e| arrow_error(&self.file.path.0, e))?;
+        self.writer
+            .write(batch)
+            .map_err(|e| arrow_error(&self.file.path.0, e))?;
         self.file.rows += batch.num_rows() as u64;
         Ok(())
     }
@@ -114,7 +116,10 @@ impl SpillWriter {
     /// When the disk is full or fails.
     pub fn finish(mut self) -> Result<SpillFile> {
         self.writer.finish().map_err(|e| arrow_error(&self.file.path.0, e))?;
-        self.writer.get_mut().flush().map_err(|e| spill_error(&self.file.path.0, e))?;
+        self.writer
+            .get_mut()
+            .flush()
+            .map_err(|e| spill_error(&self.file.path.0, e))?;
         let metadata = self.writer.get_ref().get_ref().metadata();
         self.file.bytes = metadata.map_err(|e| spill_error(&self.file.path.0, e))?.len();
         Ok(self.file)
@@ -148,8 +153,8 @@ impl SpillFile {
     pub fn open(&self) -> Result<SpillReader> {
         let path = &self.path.0;
         let file = File::open(path).map_err(|e| spill_error(path, e))?;
-        let reader = StreamReader::try_new(BufReader::with_capacity(BUFFER_BYTES, file), None)
-            .map_err(|e| damaged(path, &e))?;
+        let reader =
+            StreamReader::try_new(BufReader::with_capacity(BUFFER_BYTES, file), None).map_err(|e| damaged(path, &e))?;
         Ok(SpillReader {
             reader,
             rows_left: self.rows,
@@ -263,6 +268,9 @@ mod tests {
         let file = parent.path().join("occupied");
         std::fs::write(&file, b"x").unwrap();
         let error = SpillDirectory::new(&file).create(batch(0..1).schema()).err().unwrap();
-        assert!(error.to_string().contains("occupied") && error.to_string().contains("io.tmp.dirs"), "{error}");
+        assert!(
+            error.to_string().contains("occupied") && error.to_string().contains("io.tmp.dirs"),
+            "{error}"
+        );
     }
 }

@@ -18,8 +18,13 @@ const TOLERANCE: f64 = 1e-4;
 
 /// A session of the given parallelism with a small batch size, so that small data makes many batches.
 pub fn session(parallelism: usize) -> Session {
-    Session::new(SessionConfig { parallelism, memory_bytes: 4 << 30, batch_size: 1024, ..SessionConfig::default() })
-        .unwrap()
+    Session::new(SessionConfig {
+        parallelism,
+        memory_bytes: 4 << 30,
+        batch_size: 1024,
+        ..SessionConfig::default()
+    })
+    .unwrap()
 }
 
 /// Folder of generated data, e.g. `tpch/sf0.01`.
@@ -29,7 +34,11 @@ pub fn test_data(folder: &str) -> PathBuf {
         PathBuf::from,
     );
     let path = root.join(folder);
-    assert!(path.is_dir(), "{} is missing: run scripts/test_data.sh (./test.sh does it)", path.display());
+    assert!(
+        path.is_dir(),
+        "{} is missing: run scripts/test_data.sh (./test.sh does it)",
+        path.display()
+    );
     path
 }
 
@@ -39,7 +48,10 @@ pub fn register_folder(session: &Session, folder: &Path) {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "parquet") {
             let name = path.file_stem().unwrap().to_str().unwrap();
-            let sql = format!("CREATE EXTERNAL TABLE {name} STORED AS PARQUET LOCATION '{}'", path.display());
+            let sql = format!(
+                "CREATE EXTERNAL TABLE {name} STORED AS PARQUET LOCATION '{}'",
+                path.display()
+            );
             done(session, &sql);
         }
     }
@@ -48,7 +60,10 @@ pub fn register_folder(session: &Session, folder: &Path) {
 /// Runs a statement to its end.
 #[track_caller]
 pub fn done(session: &Session, sql: &str) {
-    session.execute(sql).and_then(Outcome::collect).unwrap_or_else(|e| panic!("{sql}: {e}"));
+    session
+        .execute(sql)
+        .and_then(Outcome::collect)
+        .unwrap_or_else(|e| panic!("{sql}: {e}"));
 }
 
 /// The rows of a query as text; NULL is `None`.
@@ -60,7 +75,10 @@ pub fn rows(session: &Session, sql: &str) -> thalweg::Result<Vec<Row>> {
 #[track_caller]
 pub fn failure(session: &Session, sql: &str) -> (String, String) {
     match session.execute(sql).and_then(Outcome::collect) {
-        Ok(batches) => panic!("{sql} gave {} rows", batches.iter().map(RecordBatch::num_rows).sum::<usize>()),
+        Ok(batches) => panic!(
+            "{sql} gave {} rows",
+            batches.iter().map(RecordBatch::num_rows).sum::<usize>()
+        ),
         Err(error) => (error.to_string(), error.remedy().unwrap_or_default()),
     }
 }
@@ -70,8 +88,11 @@ pub fn text(batches: &[RecordBatch]) -> Vec<Row> {
     let options = FormatOptions::new();
     let mut rows = Vec::new();
     for batch in batches {
-        let columns: Vec<_> =
-            batch.columns().iter().map(|c| (c.logical_nulls(), ArrayFormatter::try_new(c, &options).unwrap())).collect();
+        let columns: Vec<_> = batch
+            .columns()
+            .iter()
+            .map(|c| (c.logical_nulls(), ArrayFormatter::try_new(c, &options).unwrap()))
+            .collect();
         for row in 0..batch.num_rows() {
             rows.push(
                 columns
@@ -90,8 +111,18 @@ pub fn text(batches: &[RecordBatch]) -> Vec<Row> {
 /// A CSV answer: a header, NULL as `null`.
 pub fn read_answer(path: &Path, null: &str) -> Vec<Row> {
     let header = std::fs::read_to_string(path).unwrap();
-    let columns = header.lines().next().unwrap_or_default().split(',').count();
-    let fields: Vec<_> = (0..columns).map(|i| Field::new(format!("c{i}"), DataType::Utf8, true)).collect();
+    // Commas inside quotes do not separate.
+    let columns = 1 + header
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split('"')
+        .step_by(2)
+        .map(|t| t.matches(',').count())
+        .sum::<usize>();
+    let fields: Vec<_> = (0..columns)
+        .map(|i| Field::new(format!("c{i}"), DataType::Utf8, true))
+        .collect();
     let pattern = if null.is_empty() { "^$" } else { r"^\\N$" };
     let reader = ReaderBuilder::new(Arc::new(Schema::new(fields)))
         .with_header(true)
@@ -126,7 +157,10 @@ pub fn difference(mut actual: Vec<Row>, mut expected: Vec<Row>, ordered: bool) -
             return Some(format!("{} columns instead of {}", a.len(), e.len()));
         }
         if let Some(column) = a.iter().zip(e).position(|(a, e)| !agree(a.as_deref(), e.as_deref())) {
-            return Some(format!("row {index}, column {column}: {:?} instead of {:?}\n  {a:?}\n  {e:?}", a[column], e[column]));
+            return Some(format!(
+                "row {index}, column {column}: {:?} instead of {:?}\n  {a:?}\n  {e:?}",
+                a[column], e[column]
+            ));
         }
     }
     None

@@ -38,7 +38,12 @@ fn the_command_runs_it() {
         .unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    for answer in ["Frontier Airlines Inc.", "Newark Liberty Intl", "fog (visibility under a mile)", "Des Moines"] {
+    for answer in [
+        "Frontier Airlines Inc.",
+        "Newark Liberty Intl",
+        "fog (visibility under a mile)",
+        "Des Moines",
+    ] {
         assert!(stdout.contains(answer), "'{answer}' is missing in\n{stdout}");
     }
 }

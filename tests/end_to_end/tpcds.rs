@@ -19,7 +19,9 @@ fn check(parallelism: usize) {
     for number in 1..=99 {
         let name = format!("q{number:02}");
         let sql = std::fs::read_to_string(folder.join(format!("{name}.sql"))).unwrap();
-        session.explain(&sql).unwrap_or_else(|e| panic!("{name} does not plan: {e}"));
+        session
+            .explain(&sql)
+            .unwrap_or_else(|e| panic!("{name} does not plan: {e}"));
         let expected = read_answer(&folder.join(format!("{name}.csv")), r"\N");
         let outcome = match rows(&session, &sql) {
             Ok(actual) => difference(actual, expected, ordered[&name]),
@@ -32,7 +34,12 @@ fn check(parallelism: usize) {
             _ => {}
         }
     }
-    assert!(wrong.is_empty(), "parallelism {parallelism}: {} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "parallelism {parallelism}: {} wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 #[test]

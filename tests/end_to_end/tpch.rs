@@ -23,7 +23,12 @@ fn check(parallelism: usize, settings: &[&str]) {
             Err(error) => wrong.push(format!("{name}: {error}")),
         }
     }
-    assert!(wrong.is_empty(), "parallelism {parallelism}: {} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "parallelism {parallelism}: {} wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     assert_eq!(session.memory().reserved_bytes(), 0);
 }
 

@@ -25,13 +25,22 @@ fn files(folder: &Path) -> Vec<String> {
 #[test]
 fn every_format_round_trips_as_a_file_and_as_a_folder() {
     let session = session(3);
-    done(&session, "CREATE TABLE t AS SELECT i, CASE WHEN i % 3 = 0 THEN NULL ELSE 's,\"' || i END AS s, i * 0.5 AS f \
-                    FROM generate_series(1, 5000) g(i)");
+    done(
+        &session,
+        "CREATE TABLE t AS SELECT i, CASE WHEN i % 3 = 0 THEN NULL ELSE 's,\"' || i END AS s, i * 0.5 AS f \
+                    FROM generate_series(1, 5000) g(i)",
+    );
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().display();
-    for (format, extension) in
-        [("parquet", "parquet"), ("csv", "csv"), ("json", "json"), ("arrow", "arrow"), ("avro", "avro"), ("csv", "csv.gz"), ("json", "json.zst")]
-    {
+    for (format, extension) in [
+        ("parquet", "parquet"),
+        ("csv", "csv"),
+        ("json", "json"),
+        ("arrow", "arrow"),
+        ("avro", "avro"),
+        ("csv", "csv.gz"),
+        ("json", "json.zst"),
+    ] {
         let compression = match extension.rsplit_once('.') {
             Some((_, "gz")) => ", 'compression' = 'gzip'",
             Some((_, "zst")) => ", 'compression' = 'zstd'",
@@ -48,15 +57,29 @@ fn every_format_round_trips_as_a_file_and_as_a_folder() {
         let counted = rows(&session, &format!("INSERT INTO w_{name} SELECT i, s, f FROM t")).unwrap();
         assert_eq!(counted, vec![vec![Some("5000".to_string())]], "{extension}");
         let sums = |table: &str| {
-            rows(&session, &format!("SELECT count(*), count(s), sum(i), sum(f), min(s), max(s) FROM {table}")).unwrap()
+            rows(
+                &session,
+                &format!("SELECT count(*), count(s), sum(i), sum(f), min(s), max(s) FROM {table}"),
+            )
+            .unwrap()
         };
         assert_eq!(sums(&format!("w_{name}")), sums("t"), "{extension}");
-        assert!(!files(folder.path()).iter().any(|file| file.contains("staging")), "{:?}", files(folder.path()));
+        assert!(
+            !files(folder.path()).iter().any(|file| file.contains("staging")),
+            "{:?}",
+            files(folder.path())
+        );
     }
     for extension in ["parquet", "csv", "json", "arrow", "avro"] {
-        done(&session, &format!("COPY (SELECT i, s, f FROM t) TO '{path}/single.{extension}'"));
+        done(
+            &session,
+            &format!("COPY (SELECT i, s, f FROM t) TO '{path}/single.{extension}'"),
+        );
         let from_path = format!("SELECT count(*), sum(i) FROM '{path}/single.{extension}'");
-        assert_eq!(rows(&session, &from_path).unwrap(), rows(&session, "SELECT count(*), sum(i) FROM t").unwrap());
+        assert_eq!(
+            rows(&session, &from_path).unwrap(),
+            rows(&session, "SELECT count(*), sum(i) FROM t").unwrap()
+        );
     }
 }
 
@@ -65,9 +88,15 @@ fn partitions_become_folders_and_are_pruned() {
     let session = session(2);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().display();
-    done(&session, "CREATE TABLE t AS SELECT i, i % 4 AS p, CASE WHEN i % 2 = 0 THEN 'a b' END AS q \
-                    FROM generate_series(1, 100) g(i)");
-    done(&session, &format!("COPY t TO '{path}/out/' STORED AS PARQUET PARTITIONED BY (p)"));
+    done(
+        &session,
+        "CREATE TABLE t AS SELECT i, i % 4 AS p, CASE WHEN i % 2 = 0 THEN 'a b' END AS q \
+                    FROM generate_series(1, 100) g(i)",
+    );
+    done(
+        &session,
+        &format!("COPY t TO '{path}/out/' STORED AS PARQUET PARTITIONED BY (p)"),
+    );
     let found = files(folder.path());
     for p in 0..4 {
         assert!(found.contains(&format!("out/p={p}/")), "{found:?}");
@@ -77,7 +106,10 @@ fn partitions_become_folders_and_are_pruned() {
         &format!("CREATE EXTERNAL TABLE o STORED AS PARQUET PARTITIONED BY (p) LOCATION '{path}/out/'"),
     );
     let counted = rows(&session, "SELECT p, count(*), sum(i) FROM o WHERE p = '2' GROUP BY p").unwrap();
-    assert_eq!(counted[0].iter().flatten().map(String::as_str).collect::<Vec<_>>(), ["2", "25", "1250"]);
+    assert_eq!(
+        counted[0].iter().flatten().map(String::as_str).collect::<Vec<_>>(),
+        ["2", "25", "1250"]
+    );
 }
 
 #[test]
@@ -85,15 +117,28 @@ fn a_failed_write_leaves_nothing_and_keeps_what_was_there() {
     let session = session(3);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().display();
-    done(&session, "CREATE TABLE t AS SELECT i FROM generate_series(1, 20000) g(i)");
+    done(
+        &session,
+        "CREATE TABLE t AS SELECT i FROM generate_series(1, 20000) g(i)",
+    );
     done(&session, &format!("COPY (SELECT 1 AS old) TO '{path}/kept.parquet'"));
-    for target in [format!("'{path}/new.csv'"), format!("'{path}/kept.parquet'"), format!("'{path}/dir/' STORED AS PARQUET")] {
-        let (cause, _) = failure(&session, &format!("COPY (SELECT 1 / (i - 19999) AS x FROM t) TO {target}"));
+    for target in [
+        format!("'{path}/new.csv'"),
+        format!("'{path}/kept.parquet'"),
+        format!("'{path}/dir/' STORED AS PARQUET"),
+    ] {
+        let (cause, _) = failure(
+            &session,
+            &format!("COPY (SELECT 1 / (i - 19999) AS x FROM t) TO {target}"),
+        );
         assert!(cause.starts_with("division by zero"), "{cause}");
     }
     let found: Vec<_> = files(folder.path()).into_iter().filter(|file| file != "dir/").collect();
     assert_eq!(found, ["kept.parquet"]);
-    assert_eq!(rows(&session, &format!("SELECT * FROM '{path}/kept.parquet'")).unwrap(), [[Some("1".to_string())]]);
+    assert_eq!(
+        rows(&session, &format!("SELECT * FROM '{path}/kept.parquet'")).unwrap(),
+        [[Some("1".to_string())]]
+    );
 }
 
 #[test]
@@ -101,7 +146,10 @@ fn a_cancelled_write_leaves_nothing() {
     let session = session(2);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().display();
-    done(&session, "CREATE TABLE g (i BIGINT) WITH ('connector' = 'datagen', 'number-of-rows' = '2000000000')");
+    done(
+        &session,
+        "CREATE TABLE g (i BIGINT) WITH ('connector' = 'datagen', 'number-of-rows' = '2000000000')",
+    );
     let outcome = session.execute(&format!("COPY g TO '{path}/x.parquet'")).unwrap();
     drop(outcome);
     assert!(files(folder.path()).is_empty(), "{:?}", files(folder.path()));
@@ -117,7 +165,11 @@ fn datagen_is_the_same_at_every_parallelism() {
              'number-of-rows' = '200000', 'seed' = '7', 'fields.i.kind' = 'sequence', 'fields.i.start' = '1', \
              'fields.i.end' = '200000', 'fields.s.length' = '3')",
         );
-        rows(&session, "SELECT count(*), sum(i), count(DISTINCT s), min(f), max(f) FROM g").unwrap()
+        rows(
+            &session,
+            "SELECT count(*), sum(i), count(DISTINCT s), min(f), max(f) FROM g",
+        )
+        .unwrap()
     });
     assert_eq!(sums[0], sums[1]);
     assert_eq!(sums[0], sums[2]);
@@ -132,7 +184,13 @@ fn blackhole_counts_and_cannot_be_read() {
     assert_eq!(counted, [[Some("1000".to_string())]]);
     assert!(failure(&session, "SELECT * FROM b").0.contains("is a sink"));
     let (cause, _) = failure(&session, "CREATE TABLE c (i BIGINT) WITH ('connector' = 'kafak')");
-    assert!(cause.contains("there is no connector 'kafak'") && cause.contains("filesystem"), "{cause}");
-    let (cause, _) = failure(&session, "CREATE TABLE c (i BIGINT) WITH ('connector' = 'blackhole', 'size' = '3')");
+    assert!(
+        cause.contains("there is no connector 'kafak'") && cause.contains("filesystem"),
+        "{cause}"
+    );
+    let (cause, _) = failure(
+        &session,
+        "CREATE TABLE c (i BIGINT) WITH ('connector' = 'blackhole', 'size' = '3')",
+    );
     assert!(cause.contains("size"), "{cause}");
 }

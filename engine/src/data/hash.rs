@@ -5,9 +5,8 @@
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Decimal128Type, Decimal256Type, Float16Type, Float32Type,
-    Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type,
-    UInt64Type,
+    ArrowPrimitiveType, DataType, Decimal128Type, Decimal256Type, Float16Type, Float32Type, Float64Type, Int8Type,
+    Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
 use arrow::row::{RowConverter, SortField};
 use xxhash_rust::xxh3::xxh3_64;
@@ -36,9 +35,7 @@ fn combine(seed: u64, value: u64) -> u64 {
 pub fn hash_rows(columns: &[ArrayRef], rows: usize, hashes: &mut Vec<u64>) -> Result<()> {
     hashes.clear();
     hashes.resize(rows, 0);
-    columns
-        .iter()
-        .try_for_each(|column| hash_column(column, hashes))
+    columns.iter().try_for_each(|column| hash_column(column, hashes))
 }
 
 fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
@@ -56,26 +53,17 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
         DataType::UInt16 => primitive::<UInt16Type>(column, hashes, u64::from),
         DataType::UInt32 => primitive::<UInt32Type>(column, hashes, u64::from),
         DataType::UInt64 => primitive::<UInt64Type>(column, hashes, |v| v),
-        DataType::Float16 => {
-            primitive::<Float16Type>(column, hashes, |v| float_bits(f64::from(v)))
-        }
-        DataType::Float32 => {
-            primitive::<Float32Type>(column, hashes, |v| float_bits(f64::from(v)))
-        }
+        DataType::Float16 => primitive::<Float16Type>(column, hashes, |v| float_bits(f64::from(v))),
+        DataType::Float32 => primitive::<Float32Type>(column, hashes, |v| float_bits(f64::from(v))),
         DataType::Float64 => primitive::<Float64Type>(column, hashes, float_bits),
-        DataType::Decimal128(_, _) => primitive::<Decimal128Type>(column, hashes, |v| {
-            combine(v as u64, (v >> 64) as u64)
-        }),
-        DataType::Decimal256(_, _) => primitive::<Decimal256Type>(column, hashes, |v| {
-            xxh3_64(&v.to_le_bytes())
-        }),
+        DataType::Decimal128(_, _) => {
+            primitive::<Decimal128Type>(column, hashes, |v| combine(v as u64, (v >> 64) as u64))
+        }
+        DataType::Decimal256(_, _) => primitive::<Decimal256Type>(column, hashes, |v| xxh3_64(&v.to_le_bytes())),
         DataType::Date32 | DataType::Time32(_) => {
             return hash_column(&cast(column, &DataType::Int32)?, hashes);
         }
-        DataType::Date64
-        | DataType::Time64(_)
-        | DataType::Timestamp(_, _)
-        | DataType::Duration(_) => {
+        DataType::Date64 | DataType::Time64(_) | DataType::Timestamp(_, _) | DataType::Duration(_) => {
             return hash_column(&cast(column, &DataType::Int64)?, hashes);
         }
         DataType::Utf8 => {
@@ -125,11 +113,7 @@ fn float_bits(value: f64) -> u64 {
 }
 
 #[inline]
-fn primitive<T: ArrowPrimitiveType>(
-    column: &ArrayRef,
-    hashes: &mut [u64],
-    to_bits: impl Fn(T::Native) -> u64,
-) {
+fn primitive<T: ArrowPrimitiveType>(column: &ArrayRef, hashes: &mut [u64], to_bits: impl Fn(T::Native) -> u64) {
     let array = column.as_primitive::<T>();
     let values = array.values();
     match array.nulls() {
@@ -204,14 +188,8 @@ mod tests {
 
     #[test]
     fn a_dictionary_hashes_as_its_values_and_null_as_null() {
-        let plain = hash(Arc::new(StringArray::from(vec![
-            Some("a"),
-            None,
-            Some("b"),
-            Some("a"),
-        ])));
-        let dictionary: DictionaryArray<Int8Type> =
-            vec![Some("a"), None, Some("b"), Some("a")].into_iter().collect();
+        let plain = hash(Arc::new(StringArray::from(vec![Some("a"), None, Some("b"), Some("a")])));
+        let dictionary: DictionaryArray<Int8Type> = vec![Some("a"), None, Some("b"), Some("a")].into_iter().collect();
         assert_eq!(plain, hash(Arc::new(dictionary)));
         assert_eq!(plain[0], plain[3]);
         assert_ne!(plain[0], plain[1]);

@@ -35,7 +35,9 @@ impl Materialized {
     /// Bytes on disk.
     pub fn spilled_bytes(&self) -> u64 {
         let slot = self.slot.lock();
-        slot.as_ref().and_then(|content| content.on_disk.as_ref()).map_or(0, SpillFile::bytes)
+        slot.as_ref()
+            .and_then(|content| content.on_disk.as_ref())
+            .map_or(0, SpillFile::bytes)
     }
 
     /// Reads the partition from the beginning.
@@ -49,7 +51,9 @@ impl Materialized {
         let on_disk = content.on_disk.as_ref().map(SpillFile::open).transpose()?;
         let count = content.in_memory.len();
         let in_memory = (0..count).map(move |index| Ok(content.in_memory[index].clone()));
-        Ok(Box::new(in_memory.chain(on_disk.into_iter().flatten().map(|batch| Ok(batch?)))))
+        Ok(Box::new(
+            in_memory.chain(on_disk.into_iter().flatten().map(|batch| Ok(batch?))),
+        ))
     }
 }
 
@@ -121,7 +125,9 @@ impl ChannelSender for BlockingWriter {
             // A materialized partition is complete: event time has no progress to report inside it.
             Element::Watermark(_) | Element::Idle | Element::Active => {}
             Element::Barrier(_) | Element::SuperstepEnd(_) => {
-                return Err(EngineError::Internal("a barrier cannot pass a blocking exchange".into()));
+                return Err(EngineError::Internal(
+                    "a barrier cannot pass a blocking exchange".into(),
+                ));
             }
         }
         Ok(Demand::More)

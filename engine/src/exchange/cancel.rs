@@ -49,7 +49,11 @@ impl CancelToken {
     /// # Errors
     /// That one.
     pub fn check(&self) -> Result<()> {
-        if self.is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }
+        if self.is_cancelled() {
+            Err(EngineError::Cancelled)
+        } else {
+            Ok(())
+        }
     }
 
     /// Calls `hook` when the token is cancelled, at once if it is already.

@@ -114,7 +114,12 @@ impl InputGate {
             });
         }
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { channels: states, open_channels_of_port, watermark: None, closed: false }),
+            state: Mutex::new(State {
+                channels: states,
+                open_channels_of_port,
+                watermark: None,
+                closed: false,
+            }),
             readable: Condvar::new(),
             writable: Condvar::new(),
             credit_bytes,
@@ -129,12 +134,19 @@ impl InputGate {
                 shared.writable.notify_all();
             }
         });
-        Self { shared, replays, cursor: 0 }
+        Self {
+            shared,
+            replays,
+            cursor: 0,
+        }
     }
 
     /// The sending end of a live channel.
     pub fn inlet(&self, channel: usize) -> Inlet {
-        Inlet { shared: Arc::clone(&self.shared), channel }
+        Inlet {
+            shared: Arc::clone(&self.shared),
+            channel,
+        }
     }
 
     /// Number of inputs.
@@ -216,7 +228,9 @@ impl InputGate {
                 if channel.barrier.is_some() || !admits(read, channel.port) {
                     break;
                 }
-                let Some(element) = channel.queue.pop_front() else { break };
+                let Some(element) = channel.queue.pop_front() else {
+                    break;
+                };
                 if channel.queued_bytes > 0 {
                     channel.queued_bytes = channel.queued_bytes.saturating_sub(element.byte_size());
                     self.shared.writable.notify_all();
@@ -266,7 +280,9 @@ impl State {
                 }
             }
             Element::SuperstepEnd(step) => {
-                return Err(EngineError::Internal(format!("superstep {step} ended outside an iteration")));
+                return Err(EngineError::Internal(format!(
+                    "superstep {step} ended outside an iteration"
+                )));
             }
         }
         Ok(self.aligned_barrier().or_else(|| self.risen_watermark()))
@@ -328,6 +344,10 @@ impl ChannelSender for Inlet {
     }
 
     fn demand(&self) -> Demand {
-        if self.shared.state.lock().closed { Demand::Done } else { Demand::More }
+        if self.shared.state.lock().closed {
+            Demand::Done
+        } else {
+            Demand::More
+        }
     }
 }

@@ -37,9 +37,20 @@ impl OutputGate {
     ) -> Self {
         let channels = senders
             .into_iter()
-            .map(|sender| OutputChannel { sender, pending: None, demand: Demand::More })
+            .map(|sender| OutputChannel {
+                sender,
+                pending: None,
+                demand: Demand::More,
+            })
             .collect();
-        Self { partitioner, channels, batch_size, timeout, clock, held_since: None }
+        Self {
+            partitioner,
+            channels,
+            batch_size,
+            timeout,
+            clock,
+            held_since: None,
+        }
     }
 
     /// How long from now until held rows must leave; `None` when none are held or they may stay.
@@ -57,7 +68,11 @@ impl OutputGate {
     /// # Errors
     /// `Cancelled`, or that a channel broke.
     pub fn flush_due(&mut self) -> Result<()> {
-        if self.time_to_flush() == Some(Duration::ZERO) { self.flush() } else { Ok(()) }
+        if self.time_to_flush() == Some(Duration::ZERO) {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     /// Sends all that is held.
@@ -96,7 +111,9 @@ impl OutputGate {
     pub fn collect(&mut self, batch: Batch) -> Result<()> {
         let (channels, batch_size) = (&mut self.channels, self.batch_size);
         let count = channels.len();
-        self.partitioner.partition(batch, count, &mut |channel, part| channels[channel].push(part, batch_size))?;
+        self.partitioner.partition(batch, count, &mut |channel, part| {
+            channels[channel].push(part, batch_size)
+        })?;
         match self.timeout {
             BufferTimeout::WhenFull => {}
             BufferTimeout::Immediate => self.flush()?,
@@ -121,7 +138,9 @@ impl OutputGate {
 
     /// Whether no consumer wants more.
     pub fn is_done(&self) -> bool {
-        self.channels.iter().all(|channel| channel.demand == Demand::Done || channel.sender.demand() == Demand::Done)
+        self.channels
+            .iter()
+            .all(|channel| channel.demand == Demand::Done || channel.sender.demand() == Demand::Done)
     }
 }
 
@@ -135,7 +154,9 @@ impl OutputChannel {
             self.demand = self.sender.send(Element::Batch(batch))?;
             return Ok(());
         }
-        let pending = self.pending.get_or_insert_with(|| BatchCoalescer::new(batch.schema(), batch_size));
+        let pending = self
+            .pending
+            .get_or_insert_with(|| BatchCoalescer::new(batch.schema(), batch_size));
         pending.push_batch(batch)?;
         while let Some(full) = pending.next_completed_batch() {
             self.demand = self.sender.send(Element::Batch(full))?;

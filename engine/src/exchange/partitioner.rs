@@ -133,7 +133,10 @@ impl HashPartitioner {
         let keys = evaluate(self.keys.iter(), batch)?;
         hash_rows(&keys, batch.num_rows(), &mut self.hashes)?;
         self.split.targets.clear();
-        let targets = self.hashes.iter().map(|hash| subtask_of_hash(*hash, MAX_PARALLELISM, channels) as u32);
+        let targets = self
+            .hashes
+            .iter()
+            .map(|hash| subtask_of_hash(*hash, MAX_PARALLELISM, channels) as u32);
         self.split.targets.extend(targets);
         self.split.apply(batch, channels, emit)
     }
@@ -156,12 +159,24 @@ impl RangePartitioner {
         )?;
         let bounds = bounds
             .iter()
-            .map(|bound| Ok(converter.convert_columns(&evaluate(bound.iter(), &one_row)?)?.row(0).owned()))
+            .map(|bound| {
+                Ok(converter
+                    .convert_columns(&evaluate(bound.iter(), &one_row)?)?
+                    .row(0)
+                    .owned())
+            })
             .collect::<Result<Vec<_>>>()?;
         if !bounds.is_sorted() {
-            return Err(EngineError::Plan("the bounds of a range partitioning are not in its order".into()));
+            return Err(EngineError::Plan(
+                "the bounds of a range partitioning are not in its order".into(),
+            ));
         }
-        Ok(Self { keys: keys.to_vec(), converter, bounds, split: Split::default() })
+        Ok(Self {
+            keys: keys.to_vec(),
+            converter,
+            bounds,
+            split: Split::default(),
+        })
     }
 
     fn partition(
@@ -174,12 +189,16 @@ impl RangePartitioner {
         let rows = self.converter.convert_columns(&keys)?;
         self.split.targets.clear();
         let bounds = &self.bounds;
-        let targets = rows.iter().map(|row| bounds.partition_point(|bound| bound.row() < row) as u32);
+        let targets = rows
+            .iter()
+            .map(|row| bounds.partition_point(|bound| bound.row() < row) as u32);
         self.split.targets.extend(targets);
         self.split.apply(batch, channels, emit)
     }
 }
 
 fn evaluate<'a>(exprs: impl Iterator<Item = &'a ScalarExpr>, batch: &Batch) -> Result<Vec<ArrayRef>> {
-    exprs.map(|key| Ok(key.expr.evaluate(batch)?.into_array(batch.num_rows())?)).collect()
+    exprs
+        .map(|key| Ok(key.expr.evaluate(batch)?.into_array(batch.num_rows())?))
+        .collect()
 }

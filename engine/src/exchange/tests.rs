@@ -37,7 +37,15 @@ struct Recorder(Arc<Mutex<Vec<Element>>>);
 impl Recorder {
     fn batches(&self) -> Vec<Vec<i64>> {
         let sent = self.0.lock();
-        sent.iter().filter_map(|e| if let Element::Batch(b) = e { Some(values(b)) } else { None }).collect()
+        sent.iter()
+            .filter_map(|e| {
+                if let Element::Batch(b) = e {
+                    Some(values(b))
+                } else {
+                    None
+                }
+            })
+            .collect()
     }
 }
 
@@ -59,13 +67,18 @@ fn gate_to(
     timeout: BufferTimeout,
     clock: Arc<ManualClock>,
 ) -> OutputGate {
-    let senders = recorders.iter().map(|r| Box::new(r.clone()) as Box<dyn ChannelSender>).collect();
+    let senders = recorders
+        .iter()
+        .map(|r| Box::new(r.clone()) as Box<dyn ChannelSender>)
+        .collect();
     let partitioner = Partitioner::new(partitioning, 0, recorders.len()).unwrap();
     OutputGate::new(partitioner, senders, batch_size, timeout, clock)
 }
 
 fn spread(partitioning: &Partitioning, channels: usize, batches: Vec<Batch>) -> Vec<Vec<i64>> {
-    let recorders = vec![Recorder::default(); 0].into_iter().chain((0..channels).map(|_| Recorder::default()));
+    let recorders = vec![Recorder::default(); 0]
+        .into_iter()
+        .chain((0..channels).map(|_| Recorder::default()));
     let recorders: Vec<_> = recorders.collect();
     let mut gate = gate_to(&recorders, partitioning, 8, BufferTimeout::WhenFull, Arc::default());
     for batch in batches {
@@ -78,13 +91,19 @@ fn spread(partitioning: &Partitioning, channels: usize, batches: Vec<Batch>) -> 
 #[test]
 fn forward_and_global_send_everything_to_one_channel() {
     for partitioning in [Partitioning::Forward, Partitioning::Global] {
-        assert_eq!(spread(&partitioning, 1, vec![batch(0..5), batch(5..7)]), vec![vec![0, 1, 2, 3, 4, 5, 6]]);
+        assert_eq!(
+            spread(&partitioning, 1, vec![batch(0..5), batch(5..7)]),
+            vec![vec![0, 1, 2, 3, 4, 5, 6]]
+        );
     }
 }
 
 #[test]
 fn broadcast_sends_everything_to_every_channel_and_rebalance_takes_turns() {
-    assert_eq!(spread(&Partitioning::Broadcast, 2, vec![batch([1, 2])]), vec![vec![1, 2], vec![1, 2]]);
+    assert_eq!(
+        spread(&Partitioning::Broadcast, 2, vec![batch([1, 2])]),
+        vec![vec![1, 2], vec![1, 2]]
+    );
     let turns = spread(&Partitioning::Rebalance, 3, (0..6).map(|i| batch([i])).collect());
     assert_eq!(turns, vec![vec![0, 3], vec![1, 4], vec![2, 5]]);
 }
@@ -106,29 +125,59 @@ fn hash_keeps_equal_keys_together_and_in_order() {
 #[test]
 fn range_splits_at_the_bounds_of_its_order() {
     let literal = |value| ScalarExpr::new(Arc::new(Literal::new(ScalarValue::Int64(value))), schema());
-    let keys = vec![SortKey { expr: key(), descending: true, nulls_first: false }];
+    let keys = vec![SortKey {
+        expr: key(),
+        descending: true,
+        nulls_first: false,
+    }];
     let bounds = vec![vec![literal(Some(20))], vec![literal(Some(10))]];
-    let channels = spread(&Partitioning::Range { keys: keys.clone(), bounds }, 3, vec![batch([5, 10, 11, 20, 21, 30])]);
+    let channels = spread(
+        &Partitioning::Range {
+            keys: keys.clone(),
+            bounds,
+        },
+        3,
+        vec![batch([5, 10, 11, 20, 21, 30])],
+    );
     assert_eq!(channels, vec![vec![20, 21, 30], vec![10, 11], vec![5]]);
-    let wrong = Partitioning::Range { keys, bounds: vec![vec![literal(Some(1))], vec![literal(Some(2))]] };
-    assert!(Partitioner::new(&wrong, 0, 3).is_err(), "ascending bounds of a descending order");
+    let wrong = Partitioning::Range {
+        keys,
+        bounds: vec![vec![literal(Some(1))], vec![literal(Some(2))]],
+    };
+    assert!(
+        Partitioner::new(&wrong, 0, 3).is_err(),
+        "ascending bounds of a descending order"
+    );
 }
 
 #[test]
 fn small_batches_are_gathered_and_large_ones_pass() {
     let recorder = [Recorder::default()];
     let clock = Arc::new(ManualClock::default());
-    let mut gate = gate_to(&recorder, &Partitioning::Global, 4, BufferTimeout::WhenFull, Arc::clone(&clock));
+    let mut gate = gate_to(
+        &recorder,
+        &Partitioning::Global,
+        4,
+        BufferTimeout::WhenFull,
+        Arc::clone(&clock),
+    );
     for i in 0..5 {
         gate.collect(batch([i])).unwrap();
     }
     clock.advance(Duration::from_secs(3600));
     gate.flush_due().unwrap();
-    assert_eq!(recorder[0].batches(), vec![vec![0, 1, 2, 3]], "-1: only full batches leave");
+    assert_eq!(
+        recorder[0].batches(),
+        vec![vec![0, 1, 2, 3]],
+        "-1: only full batches leave"
+    );
     assert_eq!(gate.time_to_flush(), None);
     gate.watermark(Watermark(7)).unwrap();
     assert_eq!(recorder[0].batches().len(), 2, "a control event never overtakes rows");
-    assert!(matches!(recorder[0].0.lock().last(), Some(Element::Watermark(Watermark(7)))));
+    assert!(matches!(
+        recorder[0].0.lock().last(),
+        Some(Element::Watermark(Watermark(7)))
+    ));
     gate.collect(batch(10..14)).unwrap();
     assert_eq!(recorder[0].batches()[2], vec![10, 11, 12, 13]);
 }
@@ -143,7 +192,11 @@ fn the_buffer_timeout_bounds_how_long_rows_are_held() {
     gate.collect(batch([1])).unwrap();
     clock.advance(Duration::from_millis(6));
     gate.collect(batch([2])).unwrap();
-    assert_eq!(gate.time_to_flush(), Some(Duration::from_millis(4)), "counted from the oldest row");
+    assert_eq!(
+        gate.time_to_flush(),
+        Some(Duration::from_millis(4)),
+        "counted from the oldest row"
+    );
     gate.flush_due().unwrap();
     assert!(recorder[0].batches().is_empty());
     clock.advance(Duration::from_millis(4));
@@ -194,24 +247,36 @@ fn barriers_are_aligned_and_no_row_passes_them() {
     inlets[1].send(Element::Batch(batch([1]))).unwrap();
     let mut next = || gate.next(ReadNext::Any, Some(Duration::ZERO)).unwrap();
     assert!(matches!(next(), GateEvent::Batch(1, _)));
-    assert!(matches!(next(), GateEvent::Pending), "channel 0 waits behind its barrier");
+    assert!(
+        matches!(next(), GateEvent::Pending),
+        "channel 0 waits behind its barrier"
+    );
     inlets[1].send(Element::Barrier(Barrier { id: 1 })).unwrap();
     assert!(matches!(next(), GateEvent::Barrier(Barrier { id: 1 })));
     assert!(matches!(next(), GateEvent::Batch(0, _)));
     inlets[0].send(Element::Barrier(Barrier { id: 2 })).unwrap();
     inlets[1].send(Element::EndOfInput).unwrap();
     assert!(matches!(next(), GateEvent::End(1)));
-    assert!(matches!(next(), GateEvent::Barrier(Barrier { id: 2 })), "an ended channel does not hold a barrier up");
+    assert!(
+        matches!(next(), GateEvent::Barrier(Barrier { id: 2 })),
+        "an ended channel does not hold a barrier up"
+    );
 }
 
 #[test]
 fn an_operator_reads_the_input_it_wants() {
     let (mut gate, mut inlets, _) = live(&[0, 1], 1 << 20);
     inlets[1].send(Element::Batch(batch([1]))).unwrap();
-    assert!(matches!(gate.next(ReadNext::Only(0), Some(Duration::ZERO)).unwrap(), GateEvent::Pending));
+    assert!(matches!(
+        gate.next(ReadNext::Only(0), Some(Duration::ZERO)).unwrap(),
+        GateEvent::Pending
+    ));
     inlets[0].send(Element::EndOfInput).unwrap();
     assert!(matches!(gate.next(ReadNext::Only(0), None).unwrap(), GateEvent::End(0)));
-    assert!(matches!(gate.next(ReadNext::Only(1), None).unwrap(), GateEvent::Batch(1, _)));
+    assert!(matches!(
+        gate.next(ReadNext::Only(1), None).unwrap(),
+        GateEvent::Batch(1, _)
+    ));
 }
 
 #[test]
@@ -235,7 +300,10 @@ fn a_full_channel_holds_its_sender_until_the_reader_reads() {
         most_ahead = most_ahead.max(*sent.lock() - read);
     }
     assert_eq!(read, 50);
-    assert!(most_ahead <= 2, "batches of 80 bytes, credit for 100: {most_ahead} were under way");
+    assert!(
+        most_ahead <= 2,
+        "batches of 80 bytes, credit for 100: {most_ahead} were under way"
+    );
     sender.join().unwrap();
 }
 

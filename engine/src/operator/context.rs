@@ -42,7 +42,9 @@ impl Context {
     /// When the budget is exhausted.
     pub fn hold(&mut self, bytes: usize) -> crate::data::Result<()> {
         self.memory.try_resize(bytes)?;
-        self.metrics.peak_memory_bytes.fetch_max(bytes as u64, Ordering::Relaxed);
+        self.metrics
+            .peak_memory_bytes
+            .fetch_max(bytes as u64, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -34,7 +34,10 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
         OperatorSpec::Limit(spec) => Box::new(Limit::new(*spec)),
         OperatorSpec::Wrapped(spec) => Box::new(Wrapped::new(spec.clone())?),
         OperatorSpec::Scan(_) | OperatorSpec::Collect(_) | OperatorSpec::Sink(_) => {
-            return Err(EngineError::Internal(format!("the runtime builds {} itself", spec.name())));
+            return Err(EngineError::Internal(format!(
+                "the runtime builds {} itself",
+                spec.name()
+            )));
         }
     })
 }

@@ -30,7 +30,10 @@ impl Collector for Collected {
     }
 
     fn watermark(&mut self, watermark: Watermark) -> Result<()> {
-        assert!(self.watermarks.last().is_none_or(|last| *last <= watermark), "a watermark went back");
+        assert!(
+            self.watermarks.last().is_none_or(|last| *last <= watermark),
+            "a watermark went back"
+        );
         self.watermarks.push(watermark);
         Ok(())
     }
@@ -55,7 +58,11 @@ impl<O: Operator> Harness<O> {
     }
 
     pub(crate) fn with_memory(operator: O, budget_bytes: usize) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let memory = MemoryManager::new(budget_bytes);
         let context = Context {
             operator: "operator under test".into(),
@@ -70,7 +77,13 @@ impl<O: Operator> Harness<O> {
             metrics: Arc::new(OperatorMetrics::default()),
             cancel: CancelToken::new(),
         };
-        Self { operator, context, output: Collected::default(), memory, runtime }
+        Self {
+            operator,
+            context,
+            output: Collected::default(),
+            memory,
+            runtime,
+        }
     }
 
     /// Hands the operator a batch; fails the test when the operator would not read that port now.
@@ -101,7 +114,9 @@ impl<O: Operator> Harness<O> {
                 ReadNext::Only(port) => port,
                 ReadNext::Any => inputs.iter().position(Option::is_some).unwrap(),
             };
-            let input = inputs[port].as_mut().expect("the operator wants an input that has ended");
+            let input = inputs[port]
+                .as_mut()
+                .expect("the operator wants an input that has ended");
             match input.next() {
                 Some(batch) => self.push(port, batch)?,
                 None => {

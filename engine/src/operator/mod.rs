@@ -68,7 +68,10 @@ pub trait Operator: Send {
     /// # Errors
     /// As for `on_batch`.
     fn on_timer(&mut self, timer: Timer, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
-        Err(EngineError::Internal(format!("{} set no timer but was handed {timer:?}", cx.operator)))
+        Err(EngineError::Internal(format!(
+            "{} set no timer but was handed {timer:?}",
+            cx.operator
+        )))
     }
 
     /// `port` has ended. After the last port's end the operator emits what it still holds.

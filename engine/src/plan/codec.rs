@@ -59,9 +59,9 @@ pub fn decode_job_graph(bytes: &[u8], registry: Arc<TaskContext>) -> Result<JobG
 }
 
 fn registry() -> DataFusionResult<Arc<TaskContext>> {
-    REGISTRY.with_borrow(Clone::clone).ok_or_else(|| {
-        DataFusionError::Internal("expressions are read back by decode_job_graph only".into())
-    })
+    REGISTRY
+        .with_borrow(Clone::clone)
+        .ok_or_else(|| DataFusionError::Internal("expressions are read back by decode_job_graph only".into()))
 }
 
 pub(crate) fn encode_expr(expr: &Arc<dyn PhysicalExpr>) -> DataFusionResult<Vec<u8>> {

@@ -167,7 +167,9 @@ pub struct PhysicalPlan(pub Arc<dyn ExecutionPlan>);
 
 impl fmt::Debug for PhysicalPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let one_line = datafusion::physical_plan::displayable(self.0.as_ref()).one_line().to_string();
+        let one_line = datafusion::physical_plan::displayable(self.0.as_ref())
+            .one_line()
+            .to_string();
         f.write_str(one_line.trim_end())
     }
 }
@@ -198,10 +200,14 @@ pub struct Aggregates {
 
 impl fmt::Debug for Aggregates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = self.functions.iter().zip(&self.filters).map(|(function, filter)| match filter {
-            Some(filter) => format!("{} FILTER ({filter})", function.name()),
-            None => function.name().to_string(),
-        });
+        let names = self
+            .functions
+            .iter()
+            .zip(&self.filters)
+            .map(|(function, filter)| match filter {
+                Some(filter) => format!("{} FILTER ({filter})", function.name()),
+                None => function.name().to_string(),
+            });
         f.debug_list().entries(names).finish()
     }
 }

@@ -147,9 +147,7 @@ impl JobGraph {
     /// # Errors
     /// When the graph has a cycle.
     pub fn topological_order(&self) -> Result<Vec<VertexId>, JobGraphError> {
-        let mut missing: Vec<usize> = (0..self.vertices.len())
-            .map(|v| self.inputs_of(v).count())
-            .collect();
+        let mut missing: Vec<usize> = (0..self.vertices.len()).map(|v| self.inputs_of(v).count()).collect();
         let mut order: Vec<VertexId> = (0..missing.len()).filter(|v| missing[*v] == 0).collect();
         let mut next = 0;
         while next < order.len() {
@@ -174,8 +172,7 @@ impl JobGraph {
     /// Names the first vertex or edge that is wrong.
     pub fn validate(&self) -> Result<(), JobGraphError> {
         for edge in &self.edges {
-            let (Some(from), Some(to)) = (self.vertices.get(edge.from), self.vertices.get(edge.to))
-            else {
+            let (Some(from), Some(to)) = (self.vertices.get(edge.from), self.vertices.get(edge.to)) else {
                 return Err(self.error(format!(
                     "edge {} -> {} names a vertex that does not exist",
                     edge.from, edge.to
@@ -213,7 +210,11 @@ impl JobGraph {
                 return Err(self.error(format!(
                     "vertex '{}' {}",
                     vertex.name,
-                    if has_inputs { "is a source but has inputs" } else { "has no input and is no source" }
+                    if has_inputs {
+                        "is a source but has inputs"
+                    } else {
+                        "has no input and is no source"
+                    }
                 )));
             }
             if vertex.chain.iter().skip(1).any(OperatorSpec::is_source) {

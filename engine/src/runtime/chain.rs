@@ -86,7 +86,9 @@ impl Chain {
 
     /// Which input the first operator wants.
     pub(super) fn reads_next(&self) -> ReadNext {
-        self.links.first().map_or(ReadNext::Any, |link| link.operator.reads_next())
+        self.links
+            .first()
+            .map_or(ReadNext::Any, |link| link.operator.reads_next())
     }
 
     /// Whether an operator wants no more input.
@@ -100,7 +102,12 @@ impl Chain {
     }
 
     fn rest(&mut self, index: usize) -> Rest<'_> {
-        Rest { links: &mut self.links[index..], outputs: &mut self.outputs, index, active: &self.active }
+        Rest {
+            links: &mut self.links[index..],
+            outputs: &mut self.outputs,
+            index,
+            active: &self.active,
+        }
     }
 }
 
@@ -118,7 +125,10 @@ impl Rest<'_> {
             return self.outputs.collect(batch);
         }
         self.call(|operator, context, out| {
-            context.metrics.rows_in.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+            context
+                .metrics
+                .rows_in
+                .fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
             operator.on_batch(port, batch, context, out)
         })
     }
@@ -128,12 +138,19 @@ impl Rest<'_> {
         &mut self,
         action: impl FnOnce(&mut dyn Operator, &mut Context, &mut dyn Collector) -> Result<()>,
     ) -> Result<()> {
-        let Some((link, rest)) = self.links.split_first_mut() else { return Ok(()) };
+        let Some((link, rest)) = self.links.split_first_mut() else {
+            return Ok(());
+        };
         let clock = Arc::clone(&link.context.clock);
         let metrics = Arc::clone(&link.context.metrics);
         let caller = self.active.swap(self.index, Ordering::Relaxed);
         let mut out = Counting {
-            rest: Rest { links: rest, outputs: self.outputs, index: self.index + 1, active: self.active },
+            rest: Rest {
+                links: rest,
+                outputs: self.outputs,
+                index: self.index + 1,
+                active: self.active,
+            },
             rows: 0,
             batches: 0,
             bytes: 0,
@@ -141,7 +158,9 @@ impl Rest<'_> {
         let start = clock.monotonic();
         let result = action(link.operator.as_mut(), &mut link.context, &mut out);
         let elapsed = clock.monotonic().saturating_sub(start);
-        metrics.busy_ns.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        metrics
+            .busy_ns
+            .fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         metrics.rows_out.fetch_add(out.rows, Ordering::Relaxed);
         metrics.batches_out.fetch_add(out.batches, Ordering::Relaxed);
         metrics.bytes_out.fetch_add(out.bytes, Ordering::Relaxed);

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 
 use crate::data::{EngineError, Result};
 use crate::exchange::{
-    BlockingWriter, BufferTimeout, ChannelId, ChannelSender, ChannelSource, Inlet, InputGate, Materialized,
-    OutputGate, Partitioner, Transport,
+    BlockingWriter, BufferTimeout, ChannelId, ChannelSender, ChannelSource, Inlet, InputGate, Materialized, OutputGate,
+    Partitioner, Transport,
 };
 use crate::operator::{Context, Operator, OperatorMetrics, Sink, SinkJob, Splits, build_operator, build_source};
 use crate::plan::{ExchangeMode, OperatorSpec, Vertex, VertexId};
@@ -30,9 +30,9 @@ struct LocalTransport {
 impl Transport for LocalTransport {
     fn connect(&self, channel: ChannelId) -> Result<Box<dyn ChannelSender>> {
         let inlet = self.inlets.lock().remove(&channel);
-        inlet.map(|inlet| Box::new(inlet) as Box<dyn ChannelSender>).ok_or_else(|| {
-            EngineError::Internal(format!("{channel:?} has no receiver, or two senders"))
-        })
+        inlet
+            .map(|inlet| Box::new(inlet) as Box<dyn ChannelSender>)
+            .ok_or_else(|| EngineError::Internal(format!("{channel:?} has no receiver, or two senders")))
     }
 }
 
@@ -89,7 +89,11 @@ impl Deployment {
             .map(|vertex| vertex.parallelism)
             .sum();
         let inlets = (0..collectors).map(|channel| results.inlet(channel)).collect();
-        Self { shared, results: inlets, materialized: HashMap::new() }
+        Self {
+            shared,
+            results: inlets,
+            materialized: HashMap::new(),
+        }
     }
 
     /// Makes the subtasks of `stage`.
@@ -120,14 +124,23 @@ impl Deployment {
 
     /// Drops what the stages left and notes what they spilled.
     pub(super) fn finish(&mut self) {
-        let spilled: u64 = self.materialized.values().map(|partition| partition.spilled_bytes()).sum();
-        self.shared.metrics.exchange_spilled_bytes.fetch_add(spilled, Ordering::Relaxed);
+        let spilled: u64 = self
+            .materialized
+            .values()
+            .map(|partition| partition.spilled_bytes())
+            .sum();
+        self.shared
+            .metrics
+            .exchange_spilled_bytes
+            .fetch_add(spilled, Ordering::Relaxed);
         self.materialized.clear();
         self.results.clear();
     }
 
     fn splits_of(&self, vertex: &Vertex) -> Option<Arc<Splits>> {
-        let Some(OperatorSpec::Scan(spec)) = vertex.chain.first() else { return None };
+        let Some(OperatorSpec::Scan(spec)) = vertex.chain.first() else {
+            return None;
+        };
         let splits = Splits::new(spec.plan.0.properties().partitioning.partition_count());
         self.shared.metrics.add_splits(Arc::clone(&splits));
         Some(splits)
@@ -137,8 +150,18 @@ impl Deployment {
         let execution = &self.shared.execution;
         let mut channels = Vec::new();
         let mut live = Vec::new();
-        for (edge_id, edge) in execution.graph.edges.iter().enumerate().filter(|(_, edge)| edge.to == vertex) {
-            for channel in execution.channels(edge_id).into_iter().filter(|channel| channel.to == subtask) {
+        for (edge_id, edge) in execution
+            .graph
+            .edges
+            .iter()
+            .enumerate()
+            .filter(|(_, edge)| edge.to == vertex)
+        {
+            for channel in execution
+                .channels(edge_id)
+                .into_iter()
+                .filter(|channel| channel.to == subtask)
+            {
                 let source = match edge.mode {
                     ExchangeMode::Pipelined => {
                         live.push((channels.len(), channel));
@@ -194,10 +217,17 @@ impl Deployment {
                 (OperatorSpec::Scan(_), Some(splits)) if place == 0 => {
                     let scan = build_source(spec, Arc::clone(splits))?;
                     let diagnosis = self.shared.environment.diagnosis.clone();
-                    source = Some(Box::new(SourceHead { scan, context, diagnosis }));
+                    source = Some(Box::new(SourceHead {
+                        scan,
+                        context,
+                        diagnosis,
+                    }));
                 }
                 (OperatorSpec::Collect(_), _) => {}
-                _ => links.push(Link { operator: self.operator(id, spec, subtask)?, context }),
+                _ => links.push(Link {
+                    operator: self.operator(id, spec, subtask)?,
+                    context,
+                }),
             }
         }
         self.shared.metrics.add_subtask(id, metrics);
@@ -213,7 +243,12 @@ impl Deployment {
         let active = Arc::new(AtomicUsize::new(0));
         let chain = Chain::new(links, outputs, Arc::clone(&active));
         let thread_name = format!("tw-{id}-{subtask}");
-        Ok(Deployed { subtask: Subtask { head, chain }, thread_name, operators: names, active })
+        Ok(Deployed {
+            subtask: Subtask { head, chain },
+            thread_name,
+            operators: names,
+            active,
+        })
     }
 
     fn operator(&self, id: VertexId, spec: &OperatorSpec, subtask: usize) -> Result<Box<dyn Operator>> {
@@ -221,9 +256,12 @@ impl Deployment {
         let parallelism = execution.graph.vertices[id].parallelism;
         match spec {
             OperatorSpec::Sink(_) => {
-                let (_, sink) = self.shared.sinks.iter().find(|(vertex, _)| *vertex == id).ok_or_else(|| {
-                    EngineError::Internal("a sink was not prepared".into())
-                })?;
+                let (_, sink) = self
+                    .shared
+                    .sinks
+                    .iter()
+                    .find(|(vertex, _)| *vertex == id)
+                    .ok_or_else(|| EngineError::Internal("a sink was not prepared".into()))?;
                 Ok(Box::new(Sink::new(sink.writer(subtask, parallelism)?)))
             }
             other => build_operator(other, execution.inputs(id)),
@@ -263,12 +301,30 @@ impl Deployment {
         };
         let mut gates = Vec::new();
         if matches!(vertex.chain.last(), Some(OperatorSpec::Collect(_))) {
-            let inlet = self.results.pop().ok_or_else(|| EngineError::Internal("too many collectors".into()))?;
-            gates.push(gate(Partitioner::One(0), vec![Box::new(inlet)], environment.buffer_timeout));
+            let inlet = self
+                .results
+                .pop()
+                .ok_or_else(|| EngineError::Internal("too many collectors".into()))?;
+            gates.push(gate(
+                Partitioner::One(0),
+                vec![Box::new(inlet)],
+                environment.buffer_timeout,
+            ));
         }
-        for (edge_id, edge) in shared.execution.graph.edges.iter().enumerate().filter(|(_, edge)| edge.from == id) {
-            let channels: Vec<_> =
-                shared.execution.channels(edge_id).into_iter().filter(|channel| channel.from == subtask).collect();
+        for (edge_id, edge) in shared
+            .execution
+            .graph
+            .edges
+            .iter()
+            .enumerate()
+            .filter(|(_, edge)| edge.from == id)
+        {
+            let channels: Vec<_> = shared
+                .execution
+                .channels(edge_id)
+                .into_iter()
+                .filter(|channel| channel.from == subtask)
+                .collect();
             let partitioner = Partitioner::new(&edge.partitioning, subtask, channels.len())?;
             let mut senders = Vec::with_capacity(channels.len());
             for channel in &channels {
@@ -277,7 +333,9 @@ impl Deployment {
                     ExchangeMode::Blocking => self.blocking_sender(*channel, vertex.parallelism * channels.len()),
                 });
             }
-            let timeout = edge.buffer_timeout_ms.map_or(environment.buffer_timeout, BufferTimeout::from_ms);
+            let timeout = edge
+                .buffer_timeout_ms
+                .map_or(environment.buffer_timeout, BufferTimeout::from_ms);
             gates.push(gate(partitioner, senders, timeout));
         }
         Ok(Outputs { gates })

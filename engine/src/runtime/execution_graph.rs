@@ -28,11 +28,16 @@ impl ExecutionGraph {
     /// its producer has finished).
     pub fn expand(graph: JobGraph) -> Result<Self> {
         graph.validate().map_err(|e| EngineError::Plan(e.to_string()))?;
-        let order = graph.topological_order().map_err(|e| EngineError::Plan(e.to_string()))?;
+        let order = graph
+            .topological_order()
+            .map_err(|e| EngineError::Plan(e.to_string()))?;
         let mut stage_of: Vec<usize> = (0..graph.vertices.len()).collect();
         for edge in graph.edges.iter().filter(|edge| edge.mode == ExchangeMode::Pipelined) {
             let (keep, replace) = (stage_of[edge.from], stage_of[edge.to]);
-            stage_of.iter_mut().filter(|stage| **stage == replace).for_each(|stage| *stage = keep);
+            stage_of
+                .iter_mut()
+                .filter(|stage| **stage == replace)
+                .for_each(|stage| *stage = keep);
         }
         for edge in graph.edges.iter().filter(|edge| edge.mode == ExchangeMode::Blocking) {
             if stage_of[edge.from] == stage_of[edge.to] {
@@ -48,8 +53,13 @@ impl ExecutionGraph {
 
     /// The channels of an edge.
     pub fn channels(&self, edge: usize) -> Vec<ChannelId> {
-        let Edge { from, to, partitioning, .. } = &self.graph.edges[edge];
-        let (producers, consumers) = (self.graph.vertices[*from].parallelism, self.graph.vertices[*to].parallelism);
+        let Edge {
+            from, to, partitioning, ..
+        } = &self.graph.edges[edge];
+        let (producers, consumers) = (
+            self.graph.vertices[*from].parallelism,
+            self.graph.vertices[*to].parallelism,
+        );
         (0..producers)
             .flat_map(|from| {
                 let targets = match partitioning {

@@ -94,8 +94,17 @@ pub fn submit(graph: JobGraph, environment: &Environment) -> Result<JobHandle> {
     let driver = std::thread::Builder::new()
         .name("tw-job".into())
         .spawn(move || drive(&mut deployment))
-        .map_err(|source| EngineError::Io { path: "a thread for the job".into(), source })?;
-    Ok(JobHandle { graph, cancel, metrics, results, driver: Some(driver) })
+        .map_err(|source| EngineError::Io {
+            path: "a thread for the job".into(),
+            source,
+        })?;
+    Ok(JobHandle {
+        graph,
+        cancel,
+        metrics,
+        results,
+        driver: Some(driver),
+    })
 }
 
 fn collecting_subtasks(graph: &JobGraph) -> usize {
@@ -151,7 +160,10 @@ fn run_stage(shared: &Arc<JobShared>, stage: &Stage, subtasks: Vec<Deployed>) {
         match spawned {
             Ok(thread) => threads.push(thread),
             Err(source) => {
-                shared.fail(EngineError::Io { path: "a thread for a subtask".into(), source });
+                shared.fail(EngineError::Io {
+                    path: "a thread for a subtask".into(),
+                    source,
+                });
                 break;
             }
         }
@@ -159,13 +171,20 @@ fn run_stage(shared: &Arc<JobShared>, stage: &Stage, subtasks: Vec<Deployed>) {
     tracing::debug!(job = %shared.id, vertices = stage.vertices.len(), subtasks = threads.len(), "stage started");
     for thread in threads {
         if thread.join().is_err() {
-            shared.fail(EngineError::Internal("a subtask's thread ended outside its loop".into()));
+            shared.fail(EngineError::Internal(
+                "a subtask's thread ended outside its loop".into(),
+            ));
         }
     }
 }
 
 fn run_subtask(shared: &JobShared, deployed: Deployed) {
-    let Deployed { subtask, operators, active, .. } = deployed;
+    let Deployed {
+        subtask,
+        operators,
+        active,
+        ..
+    } = deployed;
     let _io = shared.environment.io.enter();
     let result = catch_unwind(AssertUnwindSafe(|| subtask.run()));
     let error = match result {

@@ -52,7 +52,10 @@ pub struct Progress {
 
 impl JobMetrics {
     pub(crate) fn new(graph: &JobGraph) -> Self {
-        let names = graph.vertices.iter().map(|vertex| vertex.chain.iter().map(|spec| spec.name()).collect());
+        let names = graph
+            .vertices
+            .iter()
+            .map(|vertex| vertex.chain.iter().map(|spec| spec.name()).collect());
         Self {
             names: names.collect(),
             subtasks: RwLock::new(vec![Vec::new(); graph.vertices.len()]),

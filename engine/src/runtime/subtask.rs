@@ -66,18 +66,24 @@ impl SourceHead {
         let event = self.scan.next(&mut self.context, chain.outputs.time_to_flush());
         let elapsed = self.context.clock.monotonic().saturating_sub(start);
         let metrics = &self.context.metrics;
-        metrics.busy_ns.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        metrics
+            .busy_ns
+            .fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if let Ok(SourceEvent::Batch(batch)) = &event {
             metrics.rows_out.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
             metrics.batches_out.fetch_add(1, Ordering::Relaxed);
-            metrics.bytes_out.fetch_add(batch_bytes(batch) as u64, Ordering::Relaxed);
+            metrics
+                .bytes_out
+                .fetch_add(batch_bytes(batch) as u64, Ordering::Relaxed);
         }
         event.map_err(|error| self.explain(error).in_operator(&self.context.operator))
     }
 
     fn explain(&self, error: EngineError) -> EngineError {
         let explain = |cause: &DataFusionError| {
-            self.diagnosis.as_ref()?.explain(self.scan.plan(), &self.context.task, cause)
+            self.diagnosis
+                .as_ref()?
+                .explain(self.scan.plan(), &self.context.task, cause)
         };
         match error {
             EngineError::DataFusion(cause) => match explain(&cause) {

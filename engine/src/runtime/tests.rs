@@ -47,7 +47,11 @@ struct Process {
 }
 
 fn process() -> Process {
-    let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let io = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
     let spill = tempfile::tempdir().unwrap();
     let environment = Environment {
         memory: MemoryManager::new(1 << 30),
@@ -65,7 +69,11 @@ fn process() -> Process {
 }
 
 fn scan_of(plan: Arc<dyn ExecutionPlan>) -> OperatorSpec {
-    OperatorSpec::Scan(ScanSpec { table: "t".into(), plan: PhysicalPlan(plan), limit: None })
+    OperatorSpec::Scan(ScanSpec {
+        table: "t".into(),
+        plan: PhysicalPlan(plan),
+        limit: None,
+    })
 }
 
 /// A scan of `splits` splits with the numbers `0..splits * rows`.
@@ -75,11 +83,19 @@ fn numbers(splits: i64, rows: i64) -> OperatorSpec {
 }
 
 fn vertex(name: &str, parallelism: usize, chain: Vec<OperatorSpec>) -> Vertex {
-    Vertex { name: name.into(), parallelism, chain, output_schema: schema().into(), estimated_rows: None }
+    Vertex {
+        name: name.into(),
+        parallelism,
+        chain,
+        output_schema: schema().into(),
+        estimated_rows: None,
+    }
 }
 
 fn collect() -> OperatorSpec {
-    OperatorSpec::Collect(CollectSpec { schema: schema().into() })
+    OperatorSpec::Collect(CollectSpec {
+        schema: schema().into(),
+    })
 }
 
 fn a() -> ScalarExpr {
@@ -92,30 +108,51 @@ fn binary(op: BinaryOperator, value: i64) -> ScalarExpr {
 }
 
 fn filter(predicate: ScalarExpr) -> OperatorSpec {
-    OperatorSpec::Filter(FilterSpec { predicate, projection: None })
+    OperatorSpec::Filter(FilterSpec {
+        predicate,
+        projection: None,
+    })
 }
 
 fn project(expr: ScalarExpr) -> OperatorSpec {
-    OperatorSpec::Project(ProjectSpec { exprs: vec![expr], schema: schema().into() })
+    OperatorSpec::Project(ProjectSpec {
+        exprs: vec![expr],
+        schema: schema().into(),
+    })
 }
 
 fn function(udf: ScalarUDF) -> ScalarExpr {
     let field = Arc::new(Field::new("f", DataType::Int64, true));
     let options = Arc::new(ConfigOptions::default());
-    let expr: Arc<dyn PhysicalExpr> =
-        Arc::new(ScalarFunctionExpr::new("f", Arc::new(udf), vec![a().expr], field, options));
+    let expr: Arc<dyn PhysicalExpr> = Arc::new(ScalarFunctionExpr::new(
+        "f",
+        Arc::new(udf),
+        vec![a().expr],
+        field,
+        options,
+    ));
     ScalarExpr::new(expr, schema())
 }
 
 fn panicking() -> ScalarExpr {
     let body = Arc::new(|_: &[ColumnarValue]| -> DataFusionResult<ColumnarValue> { panic!("the function broke") });
-    function(create_udf("f", vec![DataType::Int64], DataType::Int64, Volatility::Volatile, body))
+    function(create_udf(
+        "f",
+        vec![DataType::Int64],
+        DataType::Int64,
+        Volatility::Volatile,
+        body,
+    ))
 }
 
 /// scan -> hash -> middle -> global -> collect
 fn three_stages(parallelism: usize, middle: Vec<OperatorSpec>, mode: ExchangeMode) -> JobGraph {
     let mut graph = JobGraph::new("test");
-    let scan = graph.add_vertex(vertex("scan", parallelism, vec![numbers(5, 1000), filter(binary(BinaryOperator::GtEq, 0))]));
+    let scan = graph.add_vertex(vertex(
+        "scan",
+        parallelism,
+        vec![numbers(5, 1000), filter(binary(BinaryOperator::GtEq, 0))],
+    ));
     let work = graph.add_vertex(vertex("work", parallelism, middle));
     let sink = graph.add_vertex(vertex("collect", 1, vec![collect()]));
     graph.connect(scan, work, 0, Partitioning::Hash(vec![a()]));
@@ -125,8 +162,10 @@ fn three_stages(parallelism: usize, middle: Vec<OperatorSpec>, mode: ExchangeMod
 }
 
 fn sorted(batches: Vec<Batch>) -> Vec<i64> {
-    let mut rows: Vec<i64> =
-        batches.iter().flat_map(|b| b.column(0).as_primitive::<Int64Type>().values().to_vec()).collect();
+    let mut rows: Vec<i64> = batches
+        .iter()
+        .flat_map(|b| b.column(0).as_primitive::<Int64Type>().values().to_vec())
+        .collect();
     rows.sort_unstable();
     rows
 }
@@ -134,7 +173,11 @@ fn sorted(batches: Vec<Batch>) -> Vec<i64> {
 fn run(graph: JobGraph, process: &Process) -> Result<Vec<Batch>> {
     let result = submit(graph, &process.environment)?.collect();
     assert_eq!(process.environment.memory.reserved_bytes(), 0, "memory stays reserved");
-    assert_eq!(std::fs::read_dir(process.spill.path()).unwrap().count(), 0, "a file stays behind");
+    assert_eq!(
+        std::fs::read_dir(process.spill.path()).unwrap().count(),
+        0,
+        "a file stays behind"
+    );
     result
 }
 
@@ -143,7 +186,10 @@ fn a_job_gives_the_same_rows_at_every_parallelism_pipelined_and_blocking() {
     let process = process();
     for mode in [ExchangeMode::Pipelined, ExchangeMode::Blocking] {
         for parallelism in [1, 2, 7] {
-            let middle = vec![filter(binary(BinaryOperator::Lt, 4500)), project(binary(BinaryOperator::Plus, 1))];
+            let middle = vec![
+                filter(binary(BinaryOperator::Lt, 4500)),
+                project(binary(BinaryOperator::Plus, 1)),
+            ];
             let rows = sorted(run(three_stages(parallelism, middle, mode), &process).unwrap());
             assert_eq!(rows, (1..=4500).collect::<Vec<_>>(), "{mode:?} {parallelism}");
         }
@@ -166,10 +212,16 @@ fn a_blocking_exchange_spills_when_memory_is_short() {
 #[test]
 fn an_error_ends_the_job_with_the_operators_name_and_the_cause() {
     let process = process();
-    let middle = vec![filter(binary(BinaryOperator::GtEq, 0)), project(binary(BinaryOperator::Divide, 0))];
+    let middle = vec![
+        filter(binary(BinaryOperator::GtEq, 0)),
+        project(binary(BinaryOperator::Divide, 0)),
+    ];
     let error = run(three_stages(2, middle, ExchangeMode::Pipelined), &process).unwrap_err();
     let text = error.to_string();
-    assert!(text.starts_with("operator 'Project [1.") && text.contains("Divide by zero"), "{text}");
+    assert!(
+        text.starts_with("operator 'Project [1.") && text.contains("Divide by zero"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -178,7 +230,10 @@ fn a_panic_ends_the_job_with_the_operators_name_and_the_message() {
     let middle = vec![filter(binary(BinaryOperator::GtEq, 0)), project(panicking())];
     let error = run(three_stages(2, middle, ExchangeMode::Pipelined), &process).unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("'Project [1.") && text.contains("panicked: the function broke"), "{text}");
+    assert!(
+        text.contains("'Project [1.") && text.contains("panicked: the function broke"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -198,7 +253,10 @@ fn a_limit_behind_an_exchange_stops_an_endless_source() {
     let mut graph = JobGraph::new("test");
     let scan = graph.add_vertex(vertex("scan", 2, vec![scan_of(TestScan::endless(2))]));
     let work = graph.add_vertex(vertex("work", 3, vec![filter(binary(BinaryOperator::GtEq, 0))]));
-    let limit = OperatorSpec::Limit(LimitSpec { skip: 0, fetch: Some(100) });
+    let limit = OperatorSpec::Limit(LimitSpec {
+        skip: 0,
+        fetch: Some(100),
+    });
     let global = graph.add_vertex(vertex("limit", 1, vec![limit, collect()]));
     graph.connect(scan, work, 0, Partitioning::Rebalance);
     graph.connect(work, global, 0, Partitioning::Global);
@@ -246,9 +304,18 @@ fn nothing_grows_over_many_jobs() {
     let process = process();
     let threads = || std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(0);
     let run_one = |i: usize| match i % 4 {
-        0 => drop(run(three_stages(3, vec![project(panicking())], ExchangeMode::Pipelined), &process)),
-        1 => drop(submit(three_stages(3, vec![project(a())], ExchangeMode::Blocking), &process.environment)),
-        _ => drop(run(three_stages(3, vec![project(a())], ExchangeMode::Pipelined), &process)),
+        0 => drop(run(
+            three_stages(3, vec![project(panicking())], ExchangeMode::Pipelined),
+            &process,
+        )),
+        1 => drop(submit(
+            three_stages(3, vec![project(a())], ExchangeMode::Blocking),
+            &process.environment,
+        )),
+        _ => drop(run(
+            three_stages(3, vec![project(a())], ExchangeMode::Pipelined),
+            &process,
+        )),
     };
     (0..8).for_each(run_one);
     let before = threads();
@@ -264,16 +331,28 @@ fn graphs_that_cannot_run_are_refused() {
         Ok(_) => panic!("accepted"),
         Err(error) => error.to_string(),
     };
-    let mut graph = three_stages(2, vec![filter(binary(BinaryOperator::GtEq, 0))], ExchangeMode::Pipelined);
+    let mut graph = three_stages(
+        2,
+        vec![filter(binary(BinaryOperator::GtEq, 0))],
+        ExchangeMode::Pipelined,
+    );
     graph.edges[1].partitioning = Partitioning::Forward;
     assert!(refused(graph).contains("is Forward between parallelism 2 and 1"));
-    let mut graph = three_stages(2, vec![filter(binary(BinaryOperator::GtEq, 0))], ExchangeMode::Pipelined);
+    let mut graph = three_stages(
+        2,
+        vec![filter(binary(BinaryOperator::GtEq, 0))],
+        ExchangeMode::Pipelined,
+    );
     graph.connect(1, 1, 0, Partitioning::Rebalance);
     assert!(refused(graph).contains("has a cycle"));
     let mut graph = three_stages(2, vec![filter(binary(BinaryOperator::GtEq, 0))], ExchangeMode::Blocking);
     graph.connect(0, 2, 0, Partitioning::Global);
     assert!(refused(graph).contains("bypassed by a pipelined one"));
-    let sink = SinkSpec { connector: "nowhere".into(), options: Default::default(), schema: schema().into() };
+    let sink = SinkSpec {
+        connector: "nowhere".into(),
+        options: Default::default(),
+        schema: schema().into(),
+    };
     let graph = three_stages(1, vec![OperatorSpec::Sink(sink)], ExchangeMode::Pipelined);
     assert!(refused(graph).contains("there is no sink connector 'nowhere'"));
 }
@@ -282,12 +361,23 @@ fn graphs_that_cannot_run_are_refused() {
 fn a_graph_survives_serialization() {
     let process = process();
     let mut graph = JobGraph::new("test");
-    let spec = SortKey { expr: a(), descending: true, nulls_first: false };
+    let spec = SortKey {
+        expr: a(),
+        descending: true,
+        nulls_first: false,
+    };
     let placeholder = input_placeholder(schema(), &[spec]).unwrap();
-    graph.add_vertex(vertex("v", 3, vec![filter(binary(BinaryOperator::Lt, 5)), OperatorSpec::Wrapped(WrappedSpec {
-        label: "nothing".into(),
-        plan: PhysicalPlan(placeholder),
-    })]));
+    graph.add_vertex(vertex(
+        "v",
+        3,
+        vec![
+            filter(binary(BinaryOperator::Lt, 5)),
+            OperatorSpec::Wrapped(WrappedSpec {
+                label: "nothing".into(),
+                plan: PhysicalPlan(placeholder),
+            }),
+        ],
+    ));
     let bytes = encode_job_graph(&graph).unwrap();
     let back = decode_job_graph(&bytes, Arc::clone(&process.environment.task)).unwrap();
     assert_eq!(format!("{graph:?}"), format!("{back:?}"));
@@ -365,11 +455,22 @@ fn a_sink_commits_once_when_all_have_finished_and_aborts_once_otherwise() {
     for (fails, cancelled) in [(false, false), (true, false), (false, true)] {
         let mut process = process();
         let sink = Arc::new(TestSink::default());
-        process.environment.sinks.insert("test".into(), Arc::new(TestConnector(Arc::clone(&sink))));
-        let spec = SinkSpec { connector: "test".into(), options: Default::default(), schema: schema().into() };
+        process
+            .environment
+            .sinks
+            .insert("test".into(), Arc::new(TestConnector(Arc::clone(&sink))));
+        let spec = SinkSpec {
+            connector: "test".into(),
+            options: Default::default(),
+            schema: schema().into(),
+        };
         let before = if fails { panicking() } else { a() };
         let count = Arc::new(Schema::new(vec![Field::new("count", DataType::UInt64, false)]));
-        let mut graph = three_stages(3, vec![project(before), OperatorSpec::Sink(spec)], ExchangeMode::Pipelined);
+        let mut graph = three_stages(
+            3,
+            vec![project(before), OperatorSpec::Sink(spec)],
+            ExchangeMode::Pipelined,
+        );
         if cancelled {
             graph.vertices[0].chain[0] = scan_of(TestScan::endless(2));
         }
@@ -380,7 +481,10 @@ fn a_sink_commits_once_when_all_have_finished_and_aborts_once_otherwise() {
         }
         let ok = job.by_ref().all(|batch| batch.is_ok());
         assert_eq!(ok, !fails && !cancelled);
-        let state = (sink.committed.load(Ordering::SeqCst), sink.aborted.load(Ordering::SeqCst));
+        let state = (
+            sink.committed.load(Ordering::SeqCst),
+            sink.aborted.load(Ordering::SeqCst),
+        );
         assert_eq!(state, if ok { (1, 0) } else { (0, 1) });
         if ok {
             assert_eq!((*sink.rows.lock(), sink.finished.load(Ordering::SeqCst)), (5000, 3));
@@ -404,7 +508,11 @@ impl TestScan {
             EmissionType::Incremental,
             Boundedness::Bounded,
         ));
-        Arc::new(Self { properties, endless, silent })
+        Arc::new(Self {
+            properties,
+            endless,
+            silent,
+        })
     }
 
     fn endless(splits: usize) -> Arc<dyn ExecutionPlan> {

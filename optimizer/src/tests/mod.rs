@@ -40,6 +40,10 @@ impl SinkResolver for TestSinks {
     ) -> Result<Option<SinkSpec>> {
         Ok((table.table() == "ours").then(|| sink(schema)))
     }
+
+    fn max_writers(&self, _: &SinkSpec) -> Result<Option<usize>> {
+        Ok(None)
+    }
 }
 
 fn sink(schema: &SchemaRef) -> SinkSpec {

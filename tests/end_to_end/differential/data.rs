@@ -18,10 +18,11 @@ pub type Table = (&'static str, SchemaRef, Vec<Vec<RecordBatch>>);
 pub fn tables(random: &mut StdRng) -> Vec<Table> {
     let rows = random.random_range(50..400);
     let few = random.random_range(1..30);
-    vec![("t", schema(), partitions(random, rows)), ("u", schema(), partitions(random, few)), ("e", schema(), vec![
-        vec![],
-        vec![RecordBatch::new_empty(schema())],
-    ])]
+    vec![
+        ("t", schema(), partitions(random, rows)),
+        ("u", schema(), partitions(random, few)),
+        ("e", schema(), vec![vec![], vec![RecordBatch::new_empty(schema())]]),
+    ]
 }
 
 fn schema() -> SchemaRef {
@@ -35,15 +36,31 @@ fn schema() -> SchemaRef {
         Field::new("b", DataType::UInt8, true),
         Field::new("s", DataType::Utf8, true),
         Field::new("v", DataType::Utf8View, true),
-        Field::new("g", DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8)), true),
+        Field::new(
+            "g",
+            DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8)),
+            true,
+        ),
         Field::new("f", DataType::Float64, true),
         Field::new("d", DataType::Decimal128(12, 2), true),
         Field::new("h", DataType::Decimal256(50, 3), true),
         Field::new("o", DataType::Boolean, true),
-        Field::new("ts", DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, Some("UTC".into())), true),
+        Field::new(
+            "ts",
+            DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, Some("UTC".into())),
+            true,
+        ),
         Field::new("dt", DataType::Date32, true),
-        Field::new("iv", DataType::Interval(arrow::datatypes::IntervalUnit::MonthDayNano), true),
-        Field::new("l", DataType::List(Arc::new(Field::new_list_field(DataType::Int64, true))), true),
+        Field::new(
+            "iv",
+            DataType::Interval(arrow::datatypes::IntervalUnit::MonthDayNano),
+            true,
+        ),
+        Field::new(
+            "l",
+            DataType::List(Arc::new(Field::new_list_field(DataType::Int64, true))),
+            true,
+        ),
         Field::new("st", DataType::Struct(structure), true),
     ]))
 }
@@ -54,7 +71,11 @@ fn partitions(random: &mut StdRng, rows: usize) -> Vec<Vec<RecordBatch>> {
     let mut made = 0;
     while made < rows {
         // Some partitions stay empty, some batches have no row.
-        let size = if random.random_bool(0.1) { 0 } else { random.random_range(1..60).min(rows - made) };
+        let size = if random.random_bool(0.1) {
+            0
+        } else {
+            random.random_range(1..60).min(rows - made)
+        };
         let index = random.random_range(0..count);
         partitions[index].push(batch(random, size, made as i64));
         made += size;
@@ -63,7 +84,9 @@ fn partitions(random: &mut StdRng, rows: usize) -> Vec<Vec<RecordBatch>> {
 }
 
 fn some<T>(random: &mut StdRng, rows: usize, mut make: impl FnMut(&mut StdRng) -> T) -> Vec<Option<T>> {
-    (0..rows).map(|_| (!random.random_bool(0.15)).then(|| make(random))).collect()
+    (0..rows)
+        .map(|_| (!random.random_bool(0.15)).then(|| make(random)))
+        .collect()
 }
 
 fn word(random: &mut StdRng) -> String {
@@ -88,9 +111,14 @@ fn float(random: &mut StdRng) -> f64 {
 fn batch(random: &mut StdRng, rows: usize, first: i64) -> RecordBatch {
     let words: Vec<_> = some(random, rows, word);
     let views: Vec<_> = some(random, rows, word);
-    let groups: DictionaryArray<Int8Type> =
-        some(random, rows, |r| ["red", "green", "blue"][r.random_range(0..3)]).into_iter().collect();
-    let lists = some(random, rows, |r| (0..r.random_range(0..4)).map(|i| (i != 2).then_some(i)).collect::<Vec<_>>());
+    let groups: DictionaryArray<Int8Type> = some(random, rows, |r| ["red", "green", "blue"][r.random_range(0..3)])
+        .into_iter()
+        .collect();
+    let lists = some(random, rows, |r| {
+        (0..r.random_range(0..4))
+            .map(|i| (i != 2).then_some(i))
+            .collect::<Vec<_>>()
+    });
     let structure = StructArray::from(vec![
         (
             Arc::new(Field::new("x", DataType::Int64, true)),
@@ -125,7 +153,9 @@ fn batch(random: &mut StdRng, rows: usize, first: i64) -> RecordBatch {
             TimestampMicrosecondArray::from(some(random, rows, |r| r.random_range(0..10) * 3_600_000_000))
                 .with_timezone("UTC"),
         ),
-        Arc::new(Date32Array::from(some(random, rows, |r| r.random_range(15_000..15_010)))),
+        Arc::new(Date32Array::from(some(random, rows, |r| {
+            r.random_range(15_000..15_010)
+        }))),
         Arc::new(IntervalMonthDayNanoArray::from(some(random, rows, interval))),
         Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(lists)),
         Arc::new(structure),

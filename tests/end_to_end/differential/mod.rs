@@ -15,7 +15,10 @@ const QUERIES_PER_SEED: usize = 60;
 const DEFAULT_QUERIES: usize = 300;
 
 fn number(variable: &str, default: usize) -> usize {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    std::env::var(variable)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
 }
 
 /// Rows as a multiset; zeros have no sign, as which of two equal zeros a group shows is a matter of arrival.
@@ -33,7 +36,10 @@ fn multiset(mut rows: Vec<Row>) -> Vec<Row> {
 fn random_queries_give_what_datafusion_gives() {
     let total = number("THALWEG_DIFFERENTIAL_QUERIES", DEFAULT_QUERIES);
     let first_seed = number("THALWEG_DIFFERENTIAL_SEED", 1);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let mut wrong = Vec::new();
     let (mut compared, mut with_rows, mut both_failed) = (0, 0, 0);
     for round in 0..total.div_ceil(QUERIES_PER_SEED) {
@@ -53,7 +59,10 @@ fn random_queries_give_what_datafusion_gives() {
                 session.register_table(name, table()).unwrap();
             }
         }
-        done(&sessions[2], "SET 'execution.batch-shuffle-mode' = 'ALL_EXCHANGES_BLOCKING'");
+        done(
+            &sessions[2],
+            "SET 'execution.batch-shuffle-mode' = 'ALL_EXCHANGES_BLOCKING'",
+        );
         done(&sessions[1], "SET 'table.optimizer.join.broadcast-threshold' = '0'");
         for _ in 0..QUERIES_PER_SEED.min(total - round * QUERIES_PER_SEED) {
             let sql = queries::query(&mut random);
@@ -77,16 +86,30 @@ fn random_queries_give_what_datafusion_gives() {
                         ));
                     }
                     (Err(_), Err(_)) => both_failed += 1,
-                    (Err(error), Ok(_)) => wrong.push(format!("seed {seed}, parallelism {parallelism}: {sql}\n  fails: {error}")),
+                    (Err(error), Ok(_)) => wrong.push(format!(
+                        "seed {seed}, parallelism {parallelism}: {sql}\n  fails: {error}"
+                    )),
                     (Ok(_), Err(error)) => {
-                        wrong.push(format!("seed {seed}, parallelism {parallelism}: {sql}\n  only DataFusion fails: {error}"));
+                        wrong.push(format!(
+                            "seed {seed}, parallelism {parallelism}: {sql}\n  only DataFusion fails: {error}"
+                        ));
                     }
                 }
             }
         }
     }
-    println!("{compared} queries, {with_rows} with rows, {} failed on both sides", both_failed / 3);
+    println!(
+        "{compared} queries, {with_rows} with rows, {} failed on both sides",
+        both_failed / 3
+    );
     assert!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(with_rows * 2 > compared, "only {with_rows} of {compared} queries have rows: the generator is no test");
-    assert!(both_failed / 3 * 20 < compared, "{} of {compared} queries failed on both sides", both_failed / 3);
+    assert!(
+        with_rows * 2 > compared,
+        "only {with_rows} of {compared} queries have rows: the generator is no test"
+    );
+    assert!(
+        both_failed / 3 * 20 < compared,
+        "{} of {compared} queries failed on both sides",
+        both_failed / 3
+    );
 }

@@ -3,7 +3,9 @@
 use rand::Rng;
 use rand::rngs::StdRng;
 
-const ALL: [&str; 15] = ["k", "n", "b", "s", "v", "g", "f", "d", "h", "o", "ts", "dt", "iv", "l", "st"];
+const ALL: [&str; 15] = [
+    "k", "n", "b", "s", "v", "g", "f", "d", "h", "o", "ts", "dt", "iv", "l", "st",
+];
 /// Columns that can be compared and ordered.
 const SCALAR: [&str; 12] = ["k", "n", "b", "s", "v", "g", "f", "d", "h", "o", "ts", "dt"];
 const GROUPABLE: [&str; 14] = ["k", "b", "s", "v", "g", "f", "d", "h", "o", "ts", "dt", "iv", "l", "st"];
@@ -58,8 +60,14 @@ fn aggregate(random: &mut StdRng) -> String {
         1 => format!("count({})", pick(random, &ALL)),
         2 => format!("count(DISTINCT {})", pick(random, &["k", "s", "g", "d", "f", "dt"])),
         3 => format!("sum({})", pick(random, &["k", "n", "d", "h"])),
-        4 => format!("min({})", pick(random, &["k", "n", "s", "v", "d", "h", "ts", "dt", "b"])),
-        5 => format!("max({})", pick(random, &["k", "n", "s", "v", "d", "h", "ts", "dt", "b"])),
+        4 => format!(
+            "min({})",
+            pick(random, &["k", "n", "s", "v", "d", "h", "ts", "dt", "b"])
+        ),
+        5 => format!(
+            "max({})",
+            pick(random, &["k", "n", "s", "v", "d", "h", "ts", "dt", "b"])
+        ),
         6 => format!("avg({})", pick(random, &["k", "d"])),
         7 => "sum(DISTINCT k)".to_string(),
         8 => "array_agg(n ORDER BY n)".to_string(),
@@ -85,9 +93,20 @@ fn select(random: &mut StdRng) -> String {
         3 => ", f * 2, d + 1",
         _ => "",
     };
-    let filter = if random.random_bool(0.7) { format!(" WHERE {}", predicate(random, "x")) } else { String::new() };
-    let distinct = if expression.is_empty() && random.random_bool(0.3) { "DISTINCT " } else { "" };
-    format!("SELECT {distinct}{columns}{expression} FROM {} x{filter}", table(random))
+    let filter = if random.random_bool(0.7) {
+        format!(" WHERE {}", predicate(random, "x"))
+    } else {
+        String::new()
+    };
+    let distinct = if expression.is_empty() && random.random_bool(0.3) {
+        "DISTINCT "
+    } else {
+        ""
+    };
+    format!(
+        "SELECT {distinct}{columns}{expression} FROM {} x{filter}",
+        table(random)
+    )
 }
 
 fn top(random: &mut StdRng) -> String {
@@ -103,13 +122,24 @@ fn top(random: &mut StdRng) -> String {
         .collect();
     let (limit, offset) = (random.random_range(0..50), random.random_range(0..20));
     let columns = columns.join(", ");
-    format!("SELECT {columns} FROM {} x ORDER BY {} LIMIT {limit} OFFSET {offset}", table(random), order.join(", "))
+    format!(
+        "SELECT {columns} FROM {} x ORDER BY {} LIMIT {limit} OFFSET {offset}",
+        table(random),
+        order.join(", ")
+    )
 }
 
 fn group(random: &mut StdRng) -> String {
     let keys = several(random, &GROUPABLE, 3).join(", ");
-    let calls = (0..random.random_range(1..4)).map(|_| aggregate(random)).collect::<Vec<_>>().join(", ");
-    let filter = if random.random_bool(0.4) { format!(" WHERE {}", predicate(random, "x")) } else { String::new() };
+    let calls = (0..random.random_range(1..4))
+        .map(|_| aggregate(random))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let filter = if random.random_bool(0.4) {
+        format!(" WHERE {}", predicate(random, "x"))
+    } else {
+        String::new()
+    };
     let table = table(random);
     match random.random_range(0..8) {
         0 => format!("SELECT {calls} FROM {table} x{filter}"),
@@ -122,7 +152,17 @@ fn group(random: &mut StdRng) -> String {
 }
 
 fn join(random: &mut StdRng) -> String {
-    let kind = pick(random, &["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN", "LEFT SEMI JOIN", "LEFT ANTI JOIN"]);
+    let kind = pick(
+        random,
+        &[
+            "JOIN",
+            "LEFT JOIN",
+            "RIGHT JOIN",
+            "FULL JOIN",
+            "LEFT SEMI JOIN",
+            "LEFT ANTI JOIN",
+        ],
+    );
     let first = pick(random, &JOINABLE);
     let mut condition = format!("x.{first} = y.{first}");
     if random.random_bool(0.3) {
@@ -146,7 +186,11 @@ fn join(random: &mut StdRng) -> String {
         0 => format!(" WHERE {}", predicate(random, "x")),
         _ => String::new(),
     };
-    format!("SELECT {columns} FROM {} x {kind} {} y ON {condition}{filter}", table(random), ["t", "u", "u", "e"][random.random_range(0..4)])
+    format!(
+        "SELECT {columns} FROM {} x {kind} {} y ON {condition}{filter}",
+        table(random),
+        ["t", "u", "u", "e"][random.random_range(0..4)]
+    )
 }
 
 fn subquery(random: &mut StdRng) -> String {
@@ -157,7 +201,9 @@ fn subquery(random: &mut StdRng) -> String {
     let table = table(random);
     match random.random_range(0..7) {
         0 => format!("SELECT n FROM {table} x WHERE {key} {not}IN (SELECT {key} FROM {inner} y WHERE {filter})"),
-        1 => format!("SELECT n FROM {table} x WHERE {not}EXISTS (SELECT 1 FROM {inner} y WHERE y.{key} = x.{key} AND {filter})"),
+        1 => format!(
+            "SELECT n FROM {table} x WHERE {not}EXISTS (SELECT 1 FROM {inner} y WHERE y.{key} = x.{key} AND {filter})"
+        ),
         2 => format!("SELECT n, (SELECT max(n) FROM {inner} y WHERE {filter}) FROM {table} x"),
         3 => format!("SELECT n FROM {table} x WHERE n > (SELECT avg(n) FROM {inner} y WHERE {filter})"),
         4 => format!("SELECT n, (SELECT count(*) FROM {inner} y WHERE y.k = x.k) FROM {table} x"),
@@ -168,9 +214,22 @@ fn subquery(random: &mut StdRng) -> String {
 
 fn set(random: &mut StdRng) -> String {
     let columns = several(random, &SCALAR, 3).join(", ");
-    let operator = pick(random, &["UNION ALL", "UNION", "INTERSECT", "EXCEPT", "INTERSECT ALL", "EXCEPT ALL"]);
+    let operator = pick(
+        random,
+        &[
+            "UNION ALL",
+            "UNION",
+            "INTERSECT",
+            "EXCEPT",
+            "INTERSECT ALL",
+            "EXCEPT ALL",
+        ],
+    );
     let (left, right) = (predicate(random, "x"), predicate(random, "y"));
-    format!("SELECT {columns} FROM {} x WHERE {left} {operator} SELECT {columns} FROM u y WHERE {right}", table(random))
+    format!(
+        "SELECT {columns} FROM {} x WHERE {left} {operator} SELECT {columns} FROM u y WHERE {right}",
+        table(random)
+    )
 }
 
 fn window(random: &mut StdRng) -> String {
@@ -195,8 +254,12 @@ fn other(random: &mut StdRng) -> String {
     match random.random_range(0..7) {
         0 => format!("SELECT n, unnest(l) FROM {table} x"),
         1 => format!("SELECT DISTINCT ON (k) k, n FROM {table} x ORDER BY k, n"),
-        2 => format!("WITH RECURSIVE r AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM r WHERE i < {limit}) SELECT i, n FROM r JOIN {table} x ON x.k = r.i"),
-        3 => format!("SELECT a, count(*) FROM (VALUES (1, 'x'), (2, NULL), (NULL, 'y')) v(a, c) LEFT JOIN {table} x ON x.k = a GROUP BY a"),
+        2 => format!(
+            "WITH RECURSIVE r AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM r WHERE i < {limit}) SELECT i, n FROM r JOIN {table} x ON x.k = r.i"
+        ),
+        3 => format!(
+            "SELECT a, count(*) FROM (VALUES (1, 'x'), (2, NULL), (NULL, 'y')) v(a, c) LEFT JOIN {table} x ON x.k = a GROUP BY a"
+        ),
         4 => format!("SELECT count(*) FROM (SELECT n FROM {table} x LIMIT {limit})"),
         5 => format!("SELECT x.n, y.n FROM {table} x CROSS JOIN (SELECT n FROM u y WHERE n < 3) y"),
         _ => format!("SELECT st, l, count(*) FROM {table} x GROUP BY st, l"),
