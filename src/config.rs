@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use thalweg_optimizer::LoweringOptions;
+
 /// How a session is set up. The fields are the session's defaults; `SET` changes the ones marked with a key.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
-    /// Subtasks per vertex (`parallelism.default`).
+    /// Subtasks per vertex (`parallelism.default`), from 1 to 128.
     pub parallelism: usize,
     /// The memory budget in bytes (`taskmanager.memory.managed.size`); fixed for the session.
     pub memory_bytes: usize,
@@ -31,7 +33,7 @@ impl Default for SessionConfig {
             memory_bytes: machine_memory_bytes() / 10 * 6,
             batch_size: 8192,
             buffer_timeout_ms: -1,
-            broadcast_threshold_bytes: 16 << 20,
+            broadcast_threshold_bytes: LoweringOptions::BROADCAST_THRESHOLD_BYTES,
             blocking_exchanges: false,
             serialize_job_graphs: false,
             spill_directory: std::env::temp_dir(),

@@ -65,8 +65,13 @@ impl Session {
     /// A session of its own catalog and memory budget.
     ///
     /// # Errors
-    /// When the I/O threads cannot be started.
+    /// When the configuration is not valid or the I/O threads cannot be started.
     pub fn new(config: SessionConfig) -> Result<Self> {
+        settings::set(
+            &mut config.clone(),
+            "parallelism.default",
+            &config.parallelism.to_string(),
+        )?;
         let io = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(IO_THREADS)
             .max_blocking_threads(FILE_THREADS)
@@ -80,6 +85,10 @@ impl Session {
         let memory = MemoryManager::new(config.memory_bytes);
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(BudgetPool::new(&memory)))
+            // Where DataFusion's operators spill.
+            .with_temp_file_path(config.spill_directory.clone())
+            // Its cache of listings never expires: files that others write would stay unseen.
+            .with_object_list_cache_limit(0)
             .build_arc()?;
         let mut options = DataFusionConfig::new()
             .with_target_partitions(config.parallelism)

@@ -179,7 +179,10 @@ impl Iterator for SpillReader {
                 self.rows_left = self.rows_left.saturating_sub(batch.num_rows() as u64);
                 Some(Ok(batch))
             }
-            Some(Err(e)) => Some(Err(damaged(&self.file.path.0, &e))),
+            Some(Err(e)) => {
+                self.rows_left = 0;
+                Some(Err(damaged(&self.file.path.0, &e)))
+            }
             None if self.rows_left > 0 => {
                 let missing = std::mem::take(&mut self.rows_left);
                 Some(Err(MemoryError::Damaged {

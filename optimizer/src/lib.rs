@@ -72,7 +72,7 @@ pub struct LoweringOptions {
 
 impl LoweringOptions {
     /// The default of `broadcast_threshold_bytes`: a hash table of this size is built in a few milliseconds.
-    pub const BROADCAST_THRESHOLD_BYTES: usize = 10 << 20;
+    pub const BROADCAST_THRESHOLD_BYTES: usize = 16 << 20;
 
     /// Pipelined exchanges and the default broadcast threshold.
     pub fn new(parallelism: usize, sink_resolver: Arc<dyn SinkResolver>) -> Self {

@@ -10,14 +10,14 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use thalweg::{Outcome, Session, SessionConfig};
 
-pub type Row = Vec<Option<String>>;
+pub(crate) type Row = Vec<Option<String>>;
 
 /// Numbers agree when they differ by less than this, relative to their size: DuckDB and DataFusion give averages and
 /// quotients of decimals with different numbers of digits.
 const TOLERANCE: f64 = 1e-4;
 
 /// A session of the given parallelism with a small batch size, so that small data makes many batches.
-pub fn session(parallelism: usize) -> Session {
+pub(crate) fn session(parallelism: usize) -> Session {
     Session::new(SessionConfig {
         parallelism,
         memory_bytes: 4 << 30,
@@ -28,7 +28,7 @@ pub fn session(parallelism: usize) -> Session {
 }
 
 /// Folder of generated data, e.g. `tpch/sf0.01`.
-pub fn test_data(folder: &str) -> PathBuf {
+pub(crate) fn test_data(folder: &str) -> PathBuf {
     let root = std::env::var_os("THALWEG_TEST_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-data"),
         PathBuf::from,
@@ -43,7 +43,7 @@ pub fn test_data(folder: &str) -> PathBuf {
 }
 
 /// Makes every Parquet file of `folder` a table.
-pub fn register_folder(session: &Session, folder: &Path) {
+pub(crate) fn register_folder(session: &Session, folder: &Path) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "parquet") {
@@ -59,7 +59,7 @@ pub fn register_folder(session: &Session, folder: &Path) {
 
 /// Runs a statement to its end.
 #[track_caller]
-pub fn done(session: &Session, sql: &str) {
+pub(crate) fn done(session: &Session, sql: &str) {
     session
         .execute(sql)
         .and_then(Outcome::collect)
@@ -67,13 +67,13 @@ pub fn done(session: &Session, sql: &str) {
 }
 
 /// The rows of a query as text; NULL is `None`.
-pub fn rows(session: &Session, sql: &str) -> thalweg::Result<Vec<Row>> {
+pub(crate) fn rows(session: &Session, sql: &str) -> thalweg::Result<Vec<Row>> {
     Ok(text(&session.execute(sql)?.collect()?))
 }
 
 /// The message and remedy of a statement that must fail.
 #[track_caller]
-pub fn failure(session: &Session, sql: &str) -> (String, String) {
+pub(crate) fn failure(session: &Session, sql: &str) -> (String, String) {
     match session.execute(sql).and_then(Outcome::collect) {
         Ok(batches) => panic!(
             "{sql} gave {} rows",
@@ -84,7 +84,7 @@ pub fn failure(session: &Session, sql: &str) -> (String, String) {
 }
 
 /// Cells as text.
-pub fn text(batches: &[RecordBatch]) -> Vec<Row> {
+pub(crate) fn text(batches: &[RecordBatch]) -> Vec<Row> {
     let options = FormatOptions::new();
     let mut rows = Vec::new();
     for batch in batches {
@@ -109,7 +109,7 @@ pub fn text(batches: &[RecordBatch]) -> Vec<Row> {
 }
 
 /// A CSV answer: a header, NULL as `null`.
-pub fn read_answer(path: &Path, null: &str) -> Vec<Row> {
+pub(crate) fn read_answer(path: &Path, null: &str) -> Vec<Row> {
     let header = std::fs::read_to_string(path).unwrap();
     // Commas inside quotes do not separate.
     let columns = 1 + header
@@ -144,7 +144,7 @@ pub fn read_answer(path: &Path, null: &str) -> Vec<Row> {
 }
 
 /// `None` when the rows agree, else what differs first. Columns by position; `ordered`: rows by position too.
-pub fn difference(mut actual: Vec<Row>, mut expected: Vec<Row>, ordered: bool) -> Option<String> {
+pub(crate) fn difference(mut actual: Vec<Row>, mut expected: Vec<Row>, ordered: bool) -> Option<String> {
     if actual.len() != expected.len() {
         return Some(format!("{} rows instead of {}", actual.len(), expected.len()));
     }

@@ -251,7 +251,7 @@ mod full_disk {
         }
     }
 
-    pub fn check() {
+    pub(super) fn check() {
         let folder = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])

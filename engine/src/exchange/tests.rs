@@ -76,10 +76,7 @@ fn gate_to(
 }
 
 fn spread(partitioning: &Partitioning, channels: usize, batches: Vec<Batch>) -> Vec<Vec<i64>> {
-    let recorders = vec![Recorder::default(); 0]
-        .into_iter()
-        .chain((0..channels).map(|_| Recorder::default()));
-    let recorders: Vec<_> = recorders.collect();
+    let recorders: Vec<_> = (0..channels).map(|_| Recorder::default()).collect();
     let mut gate = gate_to(&recorders, partitioning, 8, BufferTimeout::WhenFull, Arc::default());
     for batch in batches {
         gate.collect(batch).unwrap();

@@ -224,10 +224,7 @@ impl JobHandle {
     /// # Errors
     /// What the job failed with.
     pub fn finish(mut self) -> Result<()> {
-        while let Some(batch) = self.next() {
-            batch?;
-        }
-        Ok(())
+        self.try_for_each(|batch| batch.map(drop))
     }
 
     /// Waits for the job's thread; its error is told once.

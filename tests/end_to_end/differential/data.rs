@@ -12,10 +12,10 @@ use arrow::datatypes::{DataType, Field, Fields, Int8Type, Int64Type, IntervalMon
 use rand::Rng;
 use rand::rngs::StdRng;
 
-pub type Table = (&'static str, SchemaRef, Vec<Vec<RecordBatch>>);
+pub(crate) type Table = (&'static str, SchemaRef, Vec<Vec<RecordBatch>>);
 
 /// Three tables of one shape but different sizes; the last is empty.
-pub fn tables(random: &mut StdRng) -> Vec<Table> {
+pub(crate) fn tables(random: &mut StdRng) -> Vec<Table> {
     let rows = random.random_range(50..400);
     let few = random.random_range(1..30);
     vec![

@@ -267,7 +267,7 @@ fn other(random: &mut StdRng) -> String {
 }
 
 /// One query.
-pub fn query(random: &mut StdRng) -> String {
+pub(crate) fn query(random: &mut StdRng) -> String {
     match random.random_range(0..16) {
         0..=1 => select(random),
         2..=3 => top(random),

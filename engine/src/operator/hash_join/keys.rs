@@ -165,7 +165,7 @@ impl KeyShape {
         if let [only] = chunks {
             return Ok(Arc::clone(only));
         }
-        let bytes: usize = chunks.iter().map(|chunk| value_bytes(chunk)).sum();
+        let bytes: usize = chunks.iter().map(value_bytes).sum();
         let large = match chunks[0].data_type() {
             DataType::Utf8 if bytes > i32::MAX as usize => Some(DataType::LargeUtf8),
             DataType::Binary if bytes > i32::MAX as usize => Some(DataType::LargeBinary),

@@ -106,9 +106,9 @@ pub(in crate::operator) fn naive(
         join_type,
         JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full
     ) {
-        for b in 0..build.len() {
+        for (b, left) in build.iter().enumerate() {
             for p in (0..probe.len()).filter(|p| matches(b, *p)) {
-                rows.push([build[b].clone(), probe[p].clone()].concat());
+                rows.push([left.clone(), probe[p].clone()].concat());
             }
         }
         if matches!(join_type, JoinType::Left | JoinType::Full) {
@@ -120,19 +120,19 @@ pub(in crate::operator) fn naive(
             rows.extend(missing.map(|p| [null(widths.0), probe[p].clone()].concat()));
         }
     }
-    for b in 0..build.len() {
+    for (b, row) in build.iter().enumerate() {
         match join_type {
-            JoinType::LeftSemi if build_hit(b) => rows.push(build[b].clone()),
-            JoinType::LeftAnti if !build_hit(b) => rows.push(build[b].clone()),
-            JoinType::LeftMark => rows.push([build[b].clone(), vec![build_hit(b).to_string()]].concat()),
+            JoinType::LeftSemi if build_hit(b) => rows.push(row.clone()),
+            JoinType::LeftAnti if !build_hit(b) => rows.push(row.clone()),
+            JoinType::LeftMark => rows.push([row.clone(), vec![build_hit(b).to_string()]].concat()),
             _ => {}
         }
     }
-    for p in 0..probe.len() {
+    for (p, row) in probe.iter().enumerate() {
         match join_type {
-            JoinType::RightSemi if probe_hit(p) => rows.push(probe[p].clone()),
-            JoinType::RightAnti if !probe_hit(p) => rows.push(probe[p].clone()),
-            JoinType::RightMark => rows.push([probe[p].clone(), vec![probe_hit(p).to_string()]].concat()),
+            JoinType::RightSemi if probe_hit(p) => rows.push(row.clone()),
+            JoinType::RightAnti if !probe_hit(p) => rows.push(row.clone()),
+            JoinType::RightMark => rows.push([row.clone(), vec![probe_hit(p).to_string()]].concat()),
             _ => {}
         }
     }

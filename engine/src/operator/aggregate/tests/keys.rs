@@ -220,7 +220,8 @@ fn a_null_that_comes_late_does_not_disturb_the_groups() {
 fn strings_that_grow_and_nulls_among_them_do_not_disturb_the_groups() {
     let lengths = [0usize, 1, 1, 3, 4, 7, 8, 12, 13, 15, 16, 40];
     let text = |n: usize| {
-        (n % 11 != 5).then(|| "a\0bc".repeat(12)[..lengths[n / 20]].to_string() + if n % 3 == 0 { "\0" } else { "" })
+        (n % 11 != 5)
+            .then(|| "a\0bc".repeat(12)[..lengths[n / 20]].to_string() + if n.is_multiple_of(3) { "\0" } else { "" })
     };
     let strings: ArrayRef = Arc::new(StringArray::from_iter((0..240).map(text)));
     let values: Vec<_> = (0..240).map(Some).collect();
