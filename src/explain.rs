@@ -7,7 +7,7 @@ use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::LogicalPlan;
-use thalweg_engine::plan::JobGraph;
+use thalweg_engine::plan::{JobGraph, OperatorSpec};
 use thalweg_engine::runtime::JobMetrics;
 
 use crate::error::Result;
@@ -80,6 +80,9 @@ impl Session {
 /// The job graph as EXPLAIN shows it, with a line of metrics under each operator.
 fn annotate(graph: &JobGraph, metrics: &JobMetrics) -> String {
     let text = thalweg_optimizer::explain_with(graph, &|vertex, place| {
+        if matches!(graph.vertices[vertex].chain[place], OperatorSpec::Collect(_)) {
+            return None;
+        }
         let operator = metrics.operator(vertex, place);
         let mut line = format!(
             "rows_in={} rows_out={} batches={} busy={:.1}ms",

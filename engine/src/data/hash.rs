@@ -2,6 +2,8 @@
 //! and key groups. Stable: it depends on the values alone, not on the process, the array's encoding
 //! (a dictionary hashes as its values) or the sign of zero; all NaNs are one value.
 
+use std::sync::Arc;
+
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{
@@ -11,7 +13,7 @@ use arrow::datatypes::{
 use arrow::row::{RowConverter, SortField};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::data::Result;
+use crate::data::{Result, canonical_floats, has_nested_float};
 
 const NULL_HASH: u64 = 0x9E37_79B9_7F4A_7C15;
 
@@ -94,8 +96,13 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
             return hash_column(&cast(column, value_type)?, hashes);
         }
         other => {
+            let canonical = if has_nested_float(other) {
+                canonical_floats(column)?
+            } else {
+                Arc::clone(column)
+            };
             let converter = RowConverter::new(vec![SortField::new(other.clone())])?;
-            let rows = converter.convert_columns(std::slice::from_ref(column))?;
+            let rows = converter.convert_columns(&[canonical])?;
             fold(column, hashes, |i| xxh3_64(rows.row(i).as_ref()));
         }
     }
@@ -158,9 +165,7 @@ pub fn subtask_of_hash(hash: u64, max_parallelism: u32, parallelism: usize) -> u
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use arrow::array::{DictionaryArray, Float64Array, Int32Array, Int64Array, StringArray};
+    use arrow::array::{DictionaryArray, Float64Array, Int32Array, Int64Array, ListArray, StringArray};
     use arrow::datatypes::Int8Type;
 
     use super::*;
@@ -184,6 +189,15 @@ mod tests {
         ])));
         assert_eq!(h[0], h[1]);
         assert!(h[2] == h[3] && h[3] == h[4] && h[2] != h[0]);
+    }
+
+    #[test]
+    fn zeros_and_nans_inside_lists_are_one_value_each() {
+        let row = |value| Some(vec![Some(1.0), Some(value)]);
+        let lists =
+            ListArray::from_iter_primitive::<Float64Type, _, _>([row(0.0), row(-0.0), row(f64::NAN), row(-f64::NAN)]);
+        let h = hash(Arc::new(lists));
+        assert!(h[0] == h[1] && h[2] == h[3] && h[0] != h[2]);
     }
 
     #[test]

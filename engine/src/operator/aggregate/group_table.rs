@@ -11,11 +11,10 @@ use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, PrimitiveArray};
 use arrow::compute::{cast, filter};
 use arrow::datatypes::{ArrowDictionaryKeyType, ArrowNativeType, DataType};
 
-use super::canonical::{canonical_floats, has_nested_float};
 use super::column_keys::ColumnKeys;
 use super::packed_bytes::longest;
 use super::packed_keys::{PackedKeys, Seen};
-use crate::data::{EngineError, Result};
+use crate::data::{EngineError, Result, canonical_floats, has_nested_float};
 
 /// Distinct keys, numbered in order of first appearance.
 pub(super) trait KeyStore: Send {

@@ -5,7 +5,6 @@
 
 mod accumulators;
 mod bytes_column;
-mod canonical;
 mod column_keys;
 mod group_table;
 mod grouped;

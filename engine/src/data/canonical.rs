@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayData, ArrayRef, ArrowPrimitiveType, AsArray, PrimitiveArray, make_array};
 use arrow::datatypes::{DataType, Float16Type, Float32Type, Float64Type};
+use half::f16;
 
-use super::key_value::KeyValue;
 use crate::data::Result;
 
 /// Whether a nested type holds floats somewhere.
-pub(super) fn has_nested_float(data_type: &DataType) -> bool {
+pub(crate) fn has_nested_float(data_type: &DataType) -> bool {
     let holds = |data_type: &DataType| data_type.is_floating() || has_nested_float(data_type);
     match data_type {
         DataType::List(field)
@@ -30,15 +30,27 @@ pub(super) fn has_nested_float(data_type: &DataType) -> bool {
 ///
 /// # Errors
 /// When the rebuilt array is not valid.
-pub(super) fn canonical_floats(array: &ArrayRef) -> Result<ArrayRef> {
+pub(crate) fn canonical_floats(array: &ArrayRef) -> Result<ArrayRef> {
     Ok(make_array(canonical_data(array.to_data())?))
 }
 
 fn canonical_data(data: ArrayData) -> Result<ArrayData> {
     match data.data_type() {
-        DataType::Float16 => return Ok(canonical_column::<Float16Type>(data)),
-        DataType::Float32 => return Ok(canonical_column::<Float32Type>(data)),
-        DataType::Float64 => return Ok(canonical_column::<Float64Type>(data)),
+        DataType::Float16 => {
+            return Ok(canonical_column::<Float16Type>(data, |v| {
+                if v.is_nan() { f16::NAN } else { v + f16::ZERO }
+            }));
+        }
+        DataType::Float32 => {
+            return Ok(canonical_column::<Float32Type>(data, |v| {
+                if v.is_nan() { f32::NAN } else { v + 0.0 }
+            }));
+        }
+        DataType::Float64 => {
+            return Ok(canonical_column::<Float64Type>(data, |v| {
+                if v.is_nan() { f64::NAN } else { v + 0.0 }
+            }));
+        }
         _ if data.child_data().is_empty() => return Ok(data),
         _ => {}
     }
@@ -51,12 +63,9 @@ fn canonical_data(data: ArrayData) -> Result<ArrayData> {
     Ok(data.into_builder().child_data(children).build()?)
 }
 
-fn canonical_column<T: ArrowPrimitiveType>(data: ArrayData) -> ArrayData
-where
-    T::Native: KeyValue,
-{
+fn canonical_column<T: ArrowPrimitiveType>(data: ArrayData, canonical: impl Fn(T::Native) -> T::Native) -> ArrayData {
     let array = make_array(data);
-    let canonical: PrimitiveArray<T> = array.as_primitive::<T>().unary(KeyValue::canonical);
+    let canonical: PrimitiveArray<T> = array.as_primitive::<T>().unary(canonical);
     let canonical: ArrayRef = Arc::new(canonical);
     canonical.to_data()
 }
