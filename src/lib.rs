@@ -21,6 +21,7 @@ mod result;
 mod script;
 mod session;
 mod settings;
+mod sql_dialect;
 mod suggest;
 
 pub use config::SessionConfig;

@@ -35,6 +35,7 @@ use crate::resolver::{ConnectorResolver, ScanDoctor};
 use crate::result::{Outcome, QueryResult};
 use crate::script::{self, ScriptStatement};
 use crate::settings;
+use crate::sql_dialect::{count_copies, refuse_outer_using};
 
 /// Threads for I/O; computation runs on the subtasks' own threads.
 const IO_THREADS: usize = 2;
@@ -374,7 +375,8 @@ impl Session {
     fn plan(&self, statement: DFStatement) -> Result<LogicalPlan> {
         let state = self.state();
         let tables = state.resolve_table_references(&statement).unwrap_or_default();
-        self.block_on(state.statement_to_plan(statement)).map_err(|error| {
+        let plan = self.block_on(state.statement_to_plan(statement)).and_then(count_copies);
+        let plan = plan.map_err(|error| {
             // A file in FROM is opened while the statement is planned.
             let file = tables
                 .iter()
@@ -385,7 +387,9 @@ impl Session {
                 Some(file) => error.at_location(file),
                 None => error,
             }
-        })
+        })?;
+        refuse_outer_using(&plan)?;
+        Ok(plan)
     }
 
     pub(crate) fn optimize(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {

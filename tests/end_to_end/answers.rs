@@ -85,7 +85,7 @@ pub(crate) fn failure(session: &Session, sql: &str) -> (String, String) {
 
 /// Cells as text.
 pub(crate) fn text(batches: &[RecordBatch]) -> Vec<Row> {
-    let options = FormatOptions::new();
+    let options = FormatOptions::new().with_null("NULL");
     let mut rows = Vec::new();
     for batch in batches {
         let columns: Vec<_> = batch

@@ -61,7 +61,7 @@ fn child() {
     })
     .unwrap();
     let data = format!("{}/examples/data", env!("CARGO_MANIFEST_DIR"));
-    let one = |number: usize| {
+    let one = |session: &thalweg::Session, number: usize| {
         let table = format!("'{data}/flights.parquet'");
         let blocking = if number.is_multiple_of(2) {
             "ALL_EXCHANGES_BLOCKING"
@@ -106,9 +106,9 @@ fn child() {
         }
         assert_eq!(session.memory().reserved_bytes(), 0, "job {number}");
     };
-    (0..50).for_each(one);
+    (0..50).for_each(|number| one(&session, number));
     let before = footprint();
-    (50..250).for_each(one);
+    (50..250).for_each(|number| one(&session, number));
     let after = footprint();
     println!("after 50 jobs {before:?}, after 250 {after:?}");
     assert_eq!(after.threads, before.threads);
@@ -118,5 +118,6 @@ fn child() {
         after.resident_kib < before.resident_kib + 40 * 1024,
         "{before:?} {after:?}"
     );
+    drop(session);
     assert_eq!(std::fs::read_dir(spill.path()).unwrap().count(), 0);
 }

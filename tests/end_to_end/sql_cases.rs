@@ -31,12 +31,6 @@ impl DB for Engine {
             Outcome::Rows(rows) => rows.collect::<Result<Vec<RecordBatch>, _>>()?,
             Outcome::Done(_) => return Ok(DBOutput::StatementComplete(0)),
         };
-        let first = sql.split_whitespace().next().unwrap_or_default().to_uppercase();
-        if matches!(first.as_str(), "INSERT" | "COPY") {
-            return Ok(DBOutput::StatementComplete(
-                batches.iter().map(|b| b.num_rows() as u64).sum(),
-            ));
-        }
         let types = vec![DefaultColumnType::Any; batches.first().map_or(0, RecordBatch::num_columns)];
         let cell = |cell: Option<String>| match cell {
             None => "NULL".to_string(),
