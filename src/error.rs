@@ -191,6 +191,13 @@ impl From<DataFusionError> for Error {
                 },
             },
             DataFusionError::Plan(message) => Error::from_plan(&message),
+            DataFusionError::NotImplemented(message)
+                if message.contains("logical expression InSubquery")
+                    || message.contains("logical expression Exists") =>
+            {
+                Error::unsupported("IN and EXISTS over a subquery are supported as conditions only")
+                    .with_remedy("in a select list, write it as a LEFT JOIN")
+            }
             DataFusionError::NotImplemented(message) => {
                 Error::unsupported(format!("not supported: {}", without_backtrace(&message)))
                     .with_remedy("docs/status.md lists what works")

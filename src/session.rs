@@ -35,7 +35,7 @@ use crate::resolver::{ConnectorResolver, ScanDoctor};
 use crate::result::{Outcome, QueryResult};
 use crate::script::{self, ScriptStatement};
 use crate::settings;
-use crate::sql_dialect::{count_copies, refuse_outer_using};
+use crate::sql_dialect::{count_copies, refuse_open_distinct_from, refuse_wrong_answers};
 
 /// Threads for I/O; computation runs on the subtasks' own threads.
 const IO_THREADS: usize = 2;
@@ -95,6 +95,8 @@ impl Session {
             .with_target_partitions(config.parallelism)
             .with_batch_size(config.batch_size)
             .with_information_schema(true);
+        // Without this, a file is cut at line ends that may lie inside quotes.
+        options.options_mut().catalog.newlines_in_values = true;
         // The statistics of Parquet footers are what the choice of join sides goes by.
         options.options_mut().execution.collect_statistics = true;
         let state = SessionStateBuilder::new()
@@ -162,7 +164,7 @@ impl Session {
                 .collect::<Vec<_>>()
                 .join("\n"))
         };
-        explain().map_err(|error: Error| error.suggest_tables(&self.table_names()).at_end_of(sql))
+        on_large_stack(sql, explain).map_err(|error: Error| error.suggest_tables(&self.table_names()).at_end_of(sql))
     }
 
     /// Makes `table` known as `name`, in place of what had the name.
@@ -374,6 +376,9 @@ impl Session {
 
     fn plan(&self, statement: DFStatement) -> Result<LogicalPlan> {
         let state = self.state();
+        if let DFStatement::Statement(statement) = &statement {
+            refuse_open_distinct_from(statement)?;
+        }
         let tables = state.resolve_table_references(&statement).unwrap_or_default();
         let plan = self.block_on(state.statement_to_plan(statement)).and_then(count_copies);
         let plan = plan.map_err(|error| {
@@ -388,7 +393,7 @@ impl Session {
                 None => error,
             }
         })?;
-        refuse_outer_using(&plan)?;
+        refuse_wrong_answers(&plan)?;
         Ok(plan)
     }
 
@@ -507,4 +512,60 @@ impl Session {
         }
         partitions
     }
+}
+
+/// The planner calls itself for each level of nesting, and a chain of ANDs nests as deeply as it is long.
+const PLANNER_STACK_BYTES: usize = 1 << 30;
+/// More operators than this in one statement are refused rather than tried.
+const MOST_OPERATORS: usize = 10_000;
+
+/// Runs `plan` on a thread with a stack for deep statements; only the pages that it touches cost memory. A statement
+/// too short to be deep runs where it is.
+fn on_large_stack<T: Send>(sql: &str, plan: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    const SHORT_BYTES: usize = 4096;
+    if sql.len() < SHORT_BYTES {
+        return plan();
+    }
+    let is_operator = |word: &str| {
+        let words = [
+            "AND",
+            "OR",
+            "UNION",
+            "INTERSECT",
+            "EXCEPT",
+            "JOIN",
+            "CASE",
+            "+",
+            "-",
+            "*",
+            "/",
+            "||",
+            "%",
+        ];
+        words.iter().any(|operator| operator.eq_ignore_ascii_case(word))
+    };
+    let count = script::tokenize(sql)?
+        .iter()
+        .filter(|token| is_operator(&token.token.to_string()))
+        .count();
+    if count > MOST_OPERATORS {
+        return Err(Error::statement(format!(
+            "the statement has {count} operators, more than {MOST_OPERATORS}"
+        ))
+        .with_remedy("split it, or put the values into a table and join with it"));
+    }
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("tw-plan".into())
+            .stack_size(PLANNER_STACK_BYTES)
+            .spawn_scoped(scope, plan)
+            .map_err(|source| thalweg_engine::EngineError::Io {
+                path: "a thread for planning".into(),
+                source,
+            })?;
+        match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }

@@ -89,8 +89,10 @@ fn run_all(parallelism: usize, settings: &[&str]) {
         });
         runner.with_validator(agree);
         runner.with_hash_threshold(0);
-        if let Err(error) = runner.run_file(&file) {
-            wrong.push(error.to_string());
+        for record in sqllogictest::parse_file(&file).unwrap() {
+            if let Err(error) = runner.run(record) {
+                wrong.push(error.to_string());
+            }
         }
     }
     assert!(
@@ -124,11 +126,11 @@ fn parallelism_3_blocking() {
 }
 
 #[test]
-fn one_row_in_a_batch() {
+fn few_rows_in_a_batch() {
     run_all(
         2,
         &[
-            "SET 'execution.batch-size' = '1'",
+            "SET 'execution.batch-size' = '100'",
             "SET 'execution.buffer-timeout' = '0'",
         ],
     );

@@ -19,7 +19,7 @@ use crate::runtime::metrics::JobMetrics;
 use crate::runtime::subtask::Subtask;
 
 /// Enough for deeply nested expressions; only touched pages cost memory.
-const STACK_BYTES: usize = 8 << 20;
+const STACK_BYTES: usize = 64 << 20;
 
 static NEXT_JOB: AtomicU64 = AtomicU64::new(1);
 

@@ -18,6 +18,18 @@ use crate::properties::{Physical, Stream, column, scalar_exprs};
 /// Two inputs together below so many bytes are joined in one subtask when both are in one already.
 const ONE_SUBTASK_BYTES: f64 = 1_048_576.0;
 
+/// What it costs to ship a row, in units of a row's weight; measured on the benchmark's joins.
+const SHIP_COST: f64 = 1.5;
+/// What it costs to build a row into a hash table.
+const BUILD_COST: f64 = 3.0;
+/// A row of so many bytes weighs twice as much as an empty one.
+const BYTES_OF_UNIT_WEIGHT: f64 = 32.0;
+
+/// Rows, the wide ones counting more.
+fn weight(estimate: &Estimate) -> Option<f64> {
+    Some(estimate.rows? + estimate.bytes()? / BYTES_OF_UNIT_WEIGHT)
+}
+
 /// A join with its sides in place: `build` is left.
 struct Oriented {
     build: Stream,
@@ -48,6 +60,11 @@ enum Shipping {
 impl Lowering<'_> {
     pub(super) fn join(&mut self, join: &Join, left: Stream, right: Stream) -> Result<Stream> {
         let keys = self.join_keys(join, &left.schema, &right.schema)?;
+        if join.null_aware && (join.filter.is_some() || keys.len() != 1) {
+            return Err(EngineError::Plan(
+                "a correlated NOT IN is not supported where NULL may occur; write it with NOT EXISTS".into(),
+            ));
+        }
         let filter = match &join.filter {
             Some(expr) => Some(self.join_filter(expr, join, &left.schema, &right.schema)?),
             None => None,
@@ -127,20 +144,52 @@ impl Lowering<'_> {
             return join.join_type == JoinType::LeftAnti;
         }
         let swapped = join.join_type.swap();
-        let left_fits = self.can_broadcast(&join.build, join.join_type, join.keys.is_empty());
-        let right_fits = self.can_broadcast(&join.probe, swapped, join.keys.is_empty());
-        let right_is_smaller = match (join.build.estimate.bytes(), join.probe.estimate.bytes()) {
-            (Some(left), Some(right)) => right < left,
-            (None, Some(_)) => true,
-            // Written order: people put the large table first.
-            (None, None) => !join.probe.is_single() || join.build.is_single() == join.probe.is_single(),
-            (Some(_), None) => false,
-        };
-        match (left_fits, right_fits) {
-            (true, false) => false,
-            (false, true) => true,
-            _ => right_is_smaller,
+        let reversed: Vec<_> = join
+            .keys
+            .iter()
+            .map(|(build, probe)| (Arc::clone(probe), Arc::clone(build)))
+            .collect();
+        let as_written = self.cheapest(&join.build, &join.probe, join.join_type, &join.keys);
+        let other_way = self.cheapest(&join.probe, &join.build, swapped, &reversed);
+        match (as_written, other_way) {
+            (Some((_, as_written)), Some((_, other_way))) => other_way < as_written,
+            _ => match (join.build.estimate.bytes(), join.probe.estimate.bytes()) {
+                (None, Some(_)) => true,
+                // Written order: people put the large table first.
+                (None, None) => !join.probe.is_single() || join.build.is_single() == join.probe.is_single(),
+                _ => false,
+            },
         }
+    }
+
+    /// The cheaper way to bring the sides together, and its cost, when both sizes are known: every row that is shipped
+    /// is hashed, taken and gathered; every row that is built is inserted, at each place that builds it.
+    fn cheapest(
+        &self,
+        build: &Stream,
+        probe: &Stream,
+        join_type: JoinType,
+        keys: &[(Physical, Physical)],
+    ) -> Option<(Shipping, f64)> {
+        let (build_weight, probe_weight) = (weight(&build.estimate)?, weight(&probe.estimate)?);
+        let places = self.options.parallelism as f64;
+        let broadcast = self
+            .can_broadcast(build, join_type, keys.is_empty())
+            .then_some((Shipping::Broadcast, build_weight * places * (SHIP_COST + BUILD_COST)));
+        let (build_keys, probe_keys): (Vec<_>, Vec<_>) = keys.iter().cloned().unzip();
+        let ship =
+            |side: &Stream, keys: &[Physical], weight: f64| if self.is_placed(side, keys) { 0.0 } else { weight };
+        let shipped = ship(build, &build_keys, build_weight) + ship(probe, &probe_keys, probe_weight);
+        let way = if keys.is_empty() {
+            Shipping::Global
+        } else {
+            Shipping::Hash
+        };
+        let hash = (way, shipped * SHIP_COST + build_weight * BUILD_COST);
+        Some(match broadcast {
+            Some(broadcast) if broadcast.1 <= hash.1 || keys.is_empty() => broadcast,
+            _ => hash,
+        })
     }
 
     /// Whether the build side may go to every subtask: no unmatched or semi build row is emitted, and it is small (or
@@ -174,11 +223,8 @@ impl Lowering<'_> {
         if both_single && small.is_some_and(|(build, probe)| build + probe <= ONE_SUBTASK_BYTES) {
             return Shipping::Forward;
         }
-        let build_keys: Vec<Physical> = join.keys.iter().map(|(build, _)| Arc::clone(build)).collect();
-        let probe_keys: Vec<Physical> = join.keys.iter().map(|(_, probe)| Arc::clone(probe)).collect();
-        let in_place = self.is_placed(build, &build_keys) && self.is_placed(probe, &probe_keys);
-        if in_place && !join.keys.is_empty() {
-            return Shipping::Hash;
+        if let Some((shipping, _)) = self.cheapest(build, probe, join.join_type, &join.keys) {
+            return shipping;
         }
         if self.can_broadcast(build, join.join_type, join.keys.is_empty()) {
             return Shipping::Broadcast;

@@ -137,7 +137,7 @@ impl<'s> Lowering<'s> {
     fn check_resolved(&self, expr: &Expr) -> Result<()> {
         if expr.contains_scalar_subquery() {
             return Err(EngineError::Plan(format!(
-                "the scalar subquery in '{expr}' has no value yet; run the plan's subqueries first and substitute them"
+                "the scalar subquery in '{expr}' could not be turned into a join; correlate it by equality, or write it as a join"
             )));
         }
         Ok(())

@@ -1,12 +1,14 @@
 //! An open-addressing index from 32-bit key hashes to dense group numbers.
 //!
-//! A slot is one `u64`: the hash in the high half, the group number plus one in the low half, 0 for a free slot. The
+//! A slot is one `u64`: the hash in the high half, the group number in the low half, all ones for a free slot. (Zero
+//! would let the allocator hand out pages that are mapped on the first read and copied on the first write: two faults
+//! and a flush of the other cores' translations for each, which took half the time of a large aggregation.) The
 //! home position of a hash is its leading bits, so the slots are roughly in hash order: growing reads the old slots and
 //! writes the new ones in sequence and never looks at a key, and a range of hashes is a range of slots.
 
 use crate::data::{EngineError, Result};
 
-const FREE: u64 = 0;
+const FREE: u64 = u64::MAX;
 const INITIAL_BITS: u32 = 10;
 
 /// The index. Keys live elsewhere, numbered densely; the caller compares them.
@@ -83,7 +85,7 @@ impl Slots {
                 return Probed::Free(position);
             }
             if (entry >> 32) as u32 == hash {
-                return Probed::Candidate(entry as u32 - 1, position);
+                return Probed::Candidate(entry as u32, position);
             }
             position = self.next(position);
         }
@@ -92,7 +94,7 @@ impl Slots {
     /// Puts `group` into the free slot at `position`.
     #[inline]
     pub(super) fn occupy(&mut self, position: usize, hash: u32, group: u32) {
-        self.entries[position] = (u64::from(hash) << 32) | u64::from(group + 1);
+        self.entries[position] = (u64::from(hash) << 32) | u64::from(group);
         self.used += 1;
     }
 

@@ -37,7 +37,7 @@ pub(super) struct Table {
 enum Directory {
     /// No build row has a key that could match.
     Empty,
-    /// `rows[key - min]` is one more than the row of a unique key, 0 for none.
+    /// `rows[key - min]` is the row of a unique key, [`NO_ROW`] for none.
     Direct {
         min: u64,
         rows: Vec<u32>,
@@ -176,21 +176,25 @@ impl Table {
             return false;
         }
         let (min, entries) = (min as u64, span as usize + 1);
-        // Zeroed memory comes untouched from the operating system: a sparse array costs only the pages it uses.
-        let mut rows = vec![0u32; entries];
+        // Not zeros: zeroed memory comes untouched from the operating system, and reading an entry before writing it
+        // then costs two page faults and a flush of the other cores' translations.
+        let mut rows = Vec::with_capacity(entries + 1);
+        rows.resize(entries, NO_ROW);
         let mut is_unique = true;
         each_valid(words.len(), nulls, |row| {
             let entry = &mut rows[words[row].wrapping_sub(min) as usize];
-            is_unique &= *entry == 0;
-            *entry = row as u32 + 1;
+            is_unique &= *entry == NO_ROW;
+            *entry = row as u32;
         });
         self.is_unique = is_unique;
         if self.is_unique {
             self.directory = Directory::Direct { min, rows };
             return true;
         }
-        drop(rows);
-        let mut starts = vec![0u32; entries + 1];
+        // The same memory, touched already, now counts.
+        let mut starts = rows;
+        starts.push(0);
+        starts.fill(0);
         each_valid(words.len(), nulls, |row| {
             starts[words[row].wrapping_sub(min) as usize + 1] += 1
         });
@@ -297,10 +301,10 @@ fn lookup_direct(min: u64, rows: &[u32], words: &[u64]) -> Vec<Run> {
     words
         .iter()
         .map(|word| {
-            let entry = rows.get(word.wrapping_sub(min) as usize).copied().unwrap_or(0);
+            let start = rows.get(word.wrapping_sub(min) as usize).copied().unwrap_or(NO_ROW);
             Run {
-                start: entry.wrapping_sub(1),
-                len: u32::from(entry != 0),
+                start,
+                len: u32::from(start != NO_ROW),
             }
         })
         .collect()
