@@ -304,12 +304,52 @@ mod full_disk {
             "{cause}"
         );
         assert!(remedy.contains("io.tmp.dirs"), "{remedy}");
+        drop(small);
         assert_eq!(
             std::fs::read_dir(disk.0.path())
                 .unwrap()
                 .filter(|e| e.as_ref().unwrap().file_name() != "dir")
                 .count(),
             0
+        );
+    }
+}
+
+#[test]
+fn a_deep_statement_is_answered_and_a_deeper_one_refused() {
+    let session = session(2);
+    done(&session, "CREATE TABLE t AS SELECT 1 AS a");
+    let chain = |length: usize| vec!["a <> 2"; length].join(" AND ");
+    let counted = session
+        .execute(&format!("SELECT count(*) FROM t WHERE {}", chain(4900)))
+        .unwrap()
+        .collect()
+        .unwrap();
+    assert_eq!(counted[0].num_rows(), 1);
+    let (cause, remedy) = failure(&session, &format!("SELECT count(*) FROM t WHERE {}", chain(20_000)));
+    assert_eq!(cause, "the statement nests 19999 levels deep, more than 5000");
+    assert!(remedy.contains("join with it"));
+    let nested = format!("SELECT {}1{}", "(".repeat(1000), ")".repeat(1000));
+    assert_eq!(
+        failure(&session, &nested).0,
+        "syntax error: the statement is nested too deeply"
+    );
+}
+
+#[test]
+fn line_ends_inside_quotes_are_no_ends_of_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("quoted.csv");
+    let mut text = String::from("a,b\n");
+    (0..60_000).for_each(|i| text.push_str(&format!("{i},\"first line of {i}\n{i},second\"\n")));
+    write(&path, text.as_bytes());
+    for parallelism in [1, 4] {
+        let session = session(parallelism);
+        let sql = format!("SELECT count(*), sum(a), max(length(b)) FROM '{}'", path.display());
+        let row = super::answers::rows(&session, &sql).unwrap();
+        assert_eq!(
+            row[0].iter().flatten().map(String::as_str).collect::<Vec<_>>(),
+            ["60000", "1799970000", "32"]
         );
     }
 }
