@@ -88,9 +88,16 @@ impl Error {
         self.kind
     }
 
-    /// One line that says what to do about it.
+    /// One line that says what to do about it; nothing for what the user ended.
     pub fn remedy(&self) -> Option<String> {
-        self.remedy.clone()
+        let general = match self.kind {
+            ErrorKind::Statement => Some("check the statement; docs/sql.md says what it can hold"),
+            ErrorKind::Unsupported => Some("docs/status.md lists what works"),
+            ErrorKind::Execution => Some("check the data that the statement reads"),
+            ErrorKind::Internal => Some("please report it with the statement"),
+            ErrorKind::Cancelled => None,
+        };
+        self.remedy.clone().or(general.map(ToString::to_string))
     }
 
     /// Whether the user or the client ended the query.
@@ -162,9 +169,10 @@ impl From<ArrowError> for Error {
                 Ok(inner) => Error::from(*inner),
                 Err(other) => Error::new(ErrorKind::Execution, other.to_string()),
             },
-            ArrowError::CastError(message) | ArrowError::ComputeError(message) | ArrowError::ParseError(message) => {
-                Error::new(ErrorKind::Execution, message)
+            ArrowError::CastError(message) | ArrowError::ParseError(message) => {
+                Error::new(ErrorKind::Execution, message).with_remedy("TRY_CAST gives NULL for what cannot be cast")
             }
+            ArrowError::ComputeError(message) => Error::new(ErrorKind::Execution, message),
             ArrowError::ArithmeticOverflow(message) => {
                 Error::new(ErrorKind::Execution, message).with_remedy("cast to a wider type before the operation")
             }
@@ -175,6 +183,9 @@ impl From<ArrowError> for Error {
 
 impl From<DataFusionError> for Error {
     fn from(error: DataFusionError) -> Self {
+        if let Some(error) = Error::from_function_mismatch(&error.strip_backtrace()) {
+            return error;
+        }
         match error {
             DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => Error::from(*inner),
             DataFusionError::Shared(inner) => Error::from_display(&inner),
@@ -287,6 +298,28 @@ impl Error {
         }
     }
 
+    /// A function that does not exist, or not for these types.
+    fn from_function_mismatch(message: &str) -> Option<Self> {
+        if let Some((_, rest)) = message.split_once("No function matches the given name and argument types '") {
+            let (call, rest) = rest.split_once('\'')?;
+            let candidates = rest
+                .split_once("Candidate functions:")
+                .map_or("", |(_, candidates)| candidates);
+            let candidates = candidates.split('\n').map(str::trim).filter(|line| !line.is_empty());
+            return Some(
+                Self::statement(format!("there is no function {call}"))
+                    .with_remedy(format!("cast the arguments; there is {}", list(candidates))),
+            );
+        }
+        let (_, rest) = message.split_once("Invalid function '")?;
+        let (name, rest) = rest.split_once("'.")?;
+        let guess = rest
+            .trim()
+            .trim_start_matches("Did you mean")
+            .trim_matches([' ', '?', '\'', '.']);
+        Some(Self::statement(format!("there is no function '{name}'")).with_remedy(format!("did you mean '{guess}'?")))
+    }
+
     fn from_plan(message: &str) -> Self {
         let message = without_backtrace(message);
         if let Some(name) = message
@@ -302,7 +335,12 @@ impl Error {
             return Error::new(ErrorKind::Execution, format!("there is no file '{place}'"))
                 .with_remedy("check the path");
         }
-        Error::statement(message)
+        let error = Error::statement(&message);
+        if message.contains("Cannot coerce") {
+            error.with_remedy("cast one side to the type of the other")
+        } else {
+            error
+        }
     }
 
     /// Names the file or folder that a failed statement reads, when the error does not.

@@ -78,15 +78,26 @@ fn unknown_tables_and_columns_with_suggestions() {
 fn type_mismatches() {
     let session = session(2);
     done(&session, "CREATE TABLE t AS SELECT 1 AS n, 'x' AS s, true AS b");
-    let (cause, _) = failure(&session, "SELECT b + 1 FROM t");
-    assert!(cause.contains("Boolean") && cause.contains('+'), "{cause}");
-    let (cause, _) = failure(&session, "SELECT CAST(s AS INT) FROM t");
-    assert!(
-        cause.starts_with("Cannot cast string 'x' to value of Int32 type"),
-        "{cause}"
+    assert_eq!(
+        failure(&session, "SELECT b + 1 FROM t"),
+        (
+            "Cannot coerce arithmetic expression Boolean + Int64 to valid types".into(),
+            "cast one side to the type of the other".into()
+        )
     );
-    let (cause, _) = failure(&session, "SELECT sum(s) FROM t");
-    assert!(cause.contains("sum"), "{cause}");
+    assert_eq!(
+        failure(&session, "SELECT CAST(s AS INT) FROM t"),
+        (
+            "Cannot cast string 'x' to value of Int32 type (in operator Project [0.0])".into(),
+            "TRY_CAST gives NULL for what cannot be cast".into()
+        )
+    );
+    let (cause, remedy) = failure(&session, "SELECT sum(s) FROM t");
+    assert_eq!(cause, "there is no function sum(Utf8)");
+    assert!(
+        remedy.starts_with("cast the arguments; there is ") && remedy.contains("sum(Float64)"),
+        "{remedy}"
+    );
     let (cause, _) = failure(&session, "INSERT INTO t VALUES (1, 'x')");
     assert_eq!(
         cause,
@@ -99,7 +110,7 @@ fn division_by_zero() {
     let session = session(2);
     done(&session, "CREATE TABLE t AS SELECT i FROM generate_series(0, 10) g(i)");
     let (cause, remedy) = failure(&session, "SELECT 1 / i FROM t");
-    assert!(cause.starts_with("division by zero (in operator Project ["), "{cause}");
+    assert_eq!(cause, "division by zero (in operator Project [0.0])");
     assert_eq!(remedy, "guard the divisor, e.g. x / NULLIF(y, 0)");
 }
 
@@ -119,8 +130,14 @@ fn a_truncated_parquet_file() {
         path.display()
     );
     let (cause, remedy) = failure(&session, &sql);
-    assert!(cause.contains("cut.parquet") && cause.contains("Parquet"), "{cause}");
-    assert!(!remedy.is_empty());
+    assert_eq!(
+        cause,
+        format!(
+            "{}: Parquet error: Parquet error: Invalid Parquet file. Corrupt footer",
+            path.display()
+        )
+    );
+    assert_eq!(remedy, "check that the file is whole and of the format that is read");
     // Damaged in the middle: found when it is read.
     let mut damaged = whole.clone();
     let middle = damaged.len() / 3;
@@ -153,9 +170,12 @@ fn a_csv_row_with_too_few_fields() {
         ),
     );
     let (cause, _) = failure(&session, "SELECT sum(c) FROM t");
-    assert!(
-        cause.contains("short.csv, line 30002: 2 fields where the table has 3"),
-        "{cause}"
+    assert_eq!(
+        cause,
+        format!(
+            "{}, line 30002: 2 fields where the table has 3 (in operator Scan [0.0])",
+            path.display()
+        )
     );
 }
 
@@ -174,17 +194,35 @@ fn invalid_utf8_and_wrong_values_in_text() {
     };
     done(&session, &create("utf", "csv", "a BIGINT, b VARCHAR", &path));
     let (cause, _) = failure(&session, "SELECT max(b) FROM utf");
-    assert!(cause.contains("bad.csv, line 3") && cause.contains("UTF-8"), "{cause}");
+    assert_eq!(
+        cause,
+        format!(
+            "{}, line 3, column 'b': invalid UTF-8 (in operator Scan [0.0])",
+            path.display()
+        )
+    );
     let path = folder.path().join("words.csv");
     write(&path, b"a,b\n1,x\nabc,y\n");
     done(&session, &create("words", "csv", "a BIGINT, b VARCHAR", &path));
     let (cause, _) = failure(&session, "SELECT sum(a) FROM words");
-    assert!(cause.contains("words.csv, line 3") && cause.contains("abc"), "{cause}");
+    assert_eq!(
+        cause,
+        format!(
+            "{}, line 3: cannot parse 'abc' as Int64 in column 'a' (in operator Scan [0.0])",
+            path.display()
+        )
+    );
     let path = folder.path().join("bad.json");
     write(&path, b"{\"a\": 1}\n{\"a\": \n{\"a\": 3}\n");
     done(&session, &create("json", "json", "a BIGINT", &path));
     let (cause, _) = failure(&session, "SELECT sum(a) FROM json");
-    assert!(cause.contains("bad.json"), "{cause}");
+    assert_eq!(
+        cause,
+        format!(
+            "{}, line 2: the file ends in the middle of a record (in operator Scan [0.0])",
+            path.display()
+        )
+    );
 }
 
 #[test]
@@ -227,7 +265,6 @@ fn a_missing_file() {
 #[test]
 fn a_disk_that_fills_up() {
     let session = session(2);
-    // Every write to this device fails as on a full disk.
     let (cause, remedy) = failure(
         &session,
         "COPY (SELECT i FROM generate_series(1, 1000) g(i)) TO '/dev/full/x.csv'",
