@@ -221,7 +221,7 @@ async fn what_cannot_be_lowered_says_so() {
     )
     .await;
     let error = lower(&plan, &ctx.state(), &options(2)).await.unwrap_err().to_string();
-    assert!(error.contains("substitute"), "{error}");
+    assert!(error.contains("scalar subquery"), "{error}");
     let plan = super::optimized(&ctx, "DELETE FROM ours WHERE a = 1").await;
     let error = lower(&plan, &ctx.state(), &options(2)).await.unwrap_err().to_string();
     assert!(error.contains("ours"), "{error}");

@@ -141,7 +141,15 @@ fn group(random: &mut StdRng) -> String {
         String::new()
     };
     let table = table(random);
-    match random.random_range(0..8) {
+    let shape = random.random_range(0..8);
+    // DataFusion takes a key that a filter makes constant for a sorted one, and then emits the groups of the other
+    // grouping sets before they are complete.
+    let filter = if (2..=4).contains(&shape) && filter.contains("x.k =") {
+        String::new()
+    } else {
+        filter
+    };
+    match shape {
         0 => format!("SELECT {calls} FROM {table} x{filter}"),
         1 => format!("SELECT {keys}, {calls} FROM {table} x{filter} GROUP BY {keys} HAVING count(*) > 1"),
         2 => format!("SELECT g, o, grouping(g), {calls} FROM {table} x{filter} GROUP BY ROLLUP (g, o)"),
