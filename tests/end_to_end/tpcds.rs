@@ -1,4 +1,5 @@
-//! The 99 TPC-DS queries against DuckDB's answers over the same files. `docs/status.md` lists what fails.
+//! The 99 TPC-DS queries against DuckDB's answers over the same files. `docs/status.md` lists what fails. `THALWEG_TPCDS_SF=1`
+//! runs another scale, made by `scripts/test_data.sh tpcds --sf 1`.
 
 use std::collections::HashMap;
 
@@ -8,7 +9,8 @@ use super::answers::{difference, read_answer, register_folder, rows, session, te
 const KNOWN_TO_FAIL: &[(&str, &str)] = &[];
 
 fn check(parallelism: usize) {
-    let folder = test_data("tpcds/sf0.1");
+    let scale = std::env::var("THALWEG_TPCDS_SF").unwrap_or_else(|_| "0.1".into());
+    let folder = test_data(&format!("tpcds/sf{scale}"));
     let session = session(parallelism);
     register_folder(&session, &folder);
     let ordered: HashMap<String, bool> = read_answer(&folder.join("answers.csv"), r"\N")
