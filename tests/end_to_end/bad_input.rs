@@ -76,7 +76,8 @@ fn unknown_tables_and_columns_with_suggestions() {
 
 #[test]
 fn type_mismatches() {
-    let session = session(2);
+    // One subtask: which of several meets the error first is a matter of chance, and the message names it.
+    let session = session(1);
     done(&session, "CREATE TABLE t AS SELECT 1 AS n, 'x' AS s, true AS b");
     assert_eq!(
         failure(&session, "SELECT b + 1 FROM t"),
@@ -107,7 +108,8 @@ fn type_mismatches() {
 
 #[test]
 fn division_by_zero() {
-    let session = session(2);
+    // One subtask: which of several meets the error first is a matter of chance, and the message names it.
+    let session = session(1);
     done(&session, "CREATE TABLE t AS SELECT i FROM generate_series(0, 10) g(i)");
     let (cause, remedy) = failure(&session, "SELECT 1 / i FROM t");
     assert_eq!(cause, "division by zero (in operator Project [0.0])");
@@ -153,7 +155,8 @@ fn a_truncated_parquet_file() {
 
 #[test]
 fn a_csv_row_with_too_few_fields() {
-    let session = session(2);
+    // One subtask: which of several meets the error first is a matter of chance, and the message names it.
+    let session = session(1);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("short.csv");
     let mut text = String::from("a,b,c\n");
@@ -181,7 +184,8 @@ fn a_csv_row_with_too_few_fields() {
 
 #[test]
 fn invalid_utf8_and_wrong_values_in_text() {
-    let session = session(2);
+    // One subtask: which of several meets the error first is a matter of chance, and the message names it.
+    let session = session(1);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.csv");
     write(&path, b"a,b\n1,x\n2,\xFF\xFE\n3,y\n");
