@@ -18,7 +18,7 @@ use crate::properties::{Physical, Stream, column, scalar_exprs};
 /// Two inputs together below so many bytes are joined in one subtask when both are in one already.
 const ONE_SUBTASK_BYTES: f64 = 1_048_576.0;
 
-/// What it costs to ship a row, in units of a row's weight; measured on the benchmark's joins.
+/// What it costs to ship a row, in units of a row's weight. Chosen by judgement, not fitted to measurements.
 const SHIP_COST: f64 = 1.5;
 /// What it costs to build a row into a hash table.
 const BUILD_COST: f64 = 3.0;

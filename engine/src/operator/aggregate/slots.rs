@@ -2,7 +2,7 @@
 //!
 //! A slot is one `u64`: the hash in the high half, the group number in the low half, all ones for a free slot. (Zero
 //! would let the allocator hand out pages that are mapped on the first read and copied on the first write: two faults
-//! and a flush of the other cores' translations for each, which took half the time of a large aggregation.) The
+//! and a flush of the other cores' translations for each, which stood out in a profile of TPC-H query 2.) The
 //! home position of a hash is its leading bits, so the slots are roughly in hash order: growing reads the old slots and
 //! writes the new ones in sequence and never looks at a key, and a range of hashes is a range of slots.
 

@@ -76,7 +76,7 @@ fn compare(what: &str, keys: &[(&str, ArrayRef)], values: &[(&str, ArrayRef)]) {
 }
 
 #[test]
-#[ignore = "a timing, run by hand"]
+#[ignore = "a timing, not a check; the command is at the top of this file"]
 fn against_datafusion() {
     let mut rng = StdRng::seed_from_u64(1);
     let mut numbers = |below: i64| -> Vec<i64> { (0..ROWS).map(|_| rng.random_range(0..below)).collect() };
