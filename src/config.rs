@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use thalweg_memory::SpillCompression;
 use thalweg_optimizer::LoweringOptions;
 
 /// How a session is set up. The fields are the session's defaults; `SET` changes the ones marked with a key.
@@ -24,6 +25,8 @@ pub struct SessionConfig {
     pub serialize_job_graphs: bool,
     /// Where spill files go (`io.tmp.dirs`).
     pub spill_directory: PathBuf,
+    /// How spill files are compressed (`taskmanager.memory.spill.compression`).
+    pub spill_compression: SpillCompression,
 }
 
 impl Default for SessionConfig {
@@ -37,6 +40,7 @@ impl Default for SessionConfig {
             blocking_exchanges: false,
             serialize_job_graphs: false,
             spill_directory: std::env::temp_dir(),
+            spill_compression: SpillCompression::None,
         }
     }
 }

@@ -25,7 +25,7 @@ use thalweg_engine::operator::SinkJob;
 use thalweg_engine::plan::{JobGraph, decode_job_graph, encode_job_graph};
 use thalweg_engine::runtime::{BudgetPool, Environment, JobHandle, submit};
 use thalweg_engine::time::SystemClock;
-use thalweg_memory::MemoryManager;
+use thalweg_memory::{MemoryManager, SpillDirectory, sweep};
 use thalweg_optimizer::LoweringOptions;
 use url::Url;
 
@@ -51,6 +51,8 @@ struct Inner {
     config: RwLock<SessionConfig>,
     memory: MemoryManager,
     clock: Arc<SystemClock>,
+    /// Where DataFusion's operators spill.
+    _foreign_spill: SpillDirectory,
     // Last: everything above may still use it while it is dropped.
     io: tokio::runtime::Runtime,
 }
@@ -84,10 +86,14 @@ impl Session {
                 source,
             })?;
         let memory = MemoryManager::new(config.memory_bytes);
+        // What processes left that were killed.
+        sweep(&config.spill_directory);
+        let foreign_spill = SpillDirectory::new(&config.spill_directory, config.spill_compression);
+        let foreign_directory = foreign_spill.ensure().map_err(thalweg_engine::EngineError::from)?;
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(BudgetPool::new(&memory)))
             // Where DataFusion's operators spill.
-            .with_temp_file_path(config.spill_directory.clone())
+            .with_temp_file_path(foreign_directory)
             // Its cache of listings never expires: files that others write would stay unseen.
             .with_object_list_cache_limit(0)
             .build_arc()?;
@@ -111,6 +117,7 @@ impl Session {
                 config: RwLock::new(config),
                 memory,
                 clock: Arc::new(SystemClock::new()),
+                _foreign_spill: foreign_spill,
                 io,
             }),
         })
@@ -489,6 +496,7 @@ impl Session {
                 io: self.inner.io.handle().clone(),
             })),
             spill_parent: config.spill_directory.clone(),
+            spill_compression: config.spill_compression,
             batch_size: config.batch_size,
             buffer_timeout: BufferTimeout::from_ms(config.buffer_timeout_ms),
             input_credit_bytes: INPUT_CREDIT_BYTES,

@@ -2,6 +2,8 @@
 
 use datafusion::sql::sqlparser::tokenizer::Token;
 
+use thalweg_memory::SpillCompression;
+
 use crate::config::SessionConfig;
 use crate::error::{Error, Result};
 use crate::script::tokenize;
@@ -88,6 +90,15 @@ const SETTINGS: &[Setting] = &[
         get: |config| config.spill_directory.display().to_string(),
         set: |config, value| {
             config.spill_directory = value.into();
+            Ok(())
+        },
+    },
+    Setting {
+        key: "taskmanager.memory.spill.compression",
+        get: |config| config.spill_compression.name().into(),
+        set: |config, value| {
+            let known = SpillCompression::NAMES.iter().find(|(name, _)| *name == value);
+            config.spill_compression = known.ok_or("expected none, lz4 or zstd")?.1;
             Ok(())
         },
     },

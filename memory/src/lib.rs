@@ -7,8 +7,8 @@
 mod manager;
 mod spill;
 
-pub use manager::{MemoryManager, Reservation};
-pub use spill::{SpillDirectory, SpillFile, SpillReader, SpillWriter};
+pub use manager::{JobMemory, MemoryManager, Reservation};
+pub use spill::{SpillCompression, SpillDirectory, SpillFile, SpillReader, SpillWriter, sweep};
 
 /// What can go wrong with working memory and spill files.
 #[derive(Debug, thiserror::Error)]

@@ -344,7 +344,10 @@ fn batches_without_columns_are_counted_and_passed() {
 fn a_blocking_channel_can_be_read_twice_from_memory_and_from_disk() {
     let parent = tempfile::tempdir().unwrap();
     for (budget, on_disk) in [(usize::MAX, false), (8 * 1000, true), (0, true)] {
-        let spill = Arc::new(SpillDirectory::new(parent.path()));
+        let spill = Arc::new(SpillDirectory::new(
+            parent.path(),
+            thalweg_memory::SpillCompression::None,
+        ));
         let memory = MemoryManager::new(budget);
         let target = Materialized::new();
         assert!(target.read().is_err(), "its producer has not finished");

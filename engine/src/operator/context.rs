@@ -42,10 +42,42 @@ impl Context {
     /// When the budget is exhausted.
     pub fn hold(&mut self, bytes: usize) -> crate::data::Result<()> {
         self.memory.try_resize(bytes)?;
+        self.note_peak();
+        Ok(())
+    }
+
+    /// Books `bytes` in all even beyond the budget: for the little without which the operator cannot go on.
+    pub fn hold_anyway(&mut self, bytes: usize) {
+        self.memory.resize(bytes);
+        self.note_peak();
+    }
+
+    /// Notes that `bytes` went to a spill file.
+    pub fn note_spilled(&self, bytes: u64) {
+        self.metrics.spilled_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The same context with an empty reservation of its own: for a part of the operator that keeps its own account.
+    pub fn part(&self) -> Context {
+        Context {
+            operator: self.operator.clone(),
+            subtask: self.subtask,
+            parallelism: self.parallelism,
+            batch_size: self.batch_size,
+            task: Arc::clone(&self.task),
+            io: self.io.clone(),
+            clock: Arc::clone(&self.clock),
+            memory: self.memory.sibling(),
+            spill: Arc::clone(&self.spill),
+            metrics: Arc::clone(&self.metrics),
+            cancel: self.cancel.clone(),
+        }
+    }
+
+    fn note_peak(&self) {
         self.metrics
             .peak_memory_bytes
-            .fetch_max(bytes as u64, Ordering::Relaxed);
-        Ok(())
+            .fetch_max(self.memory.peak_bytes() as u64, Ordering::Relaxed);
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use datafusion::execution::TaskContext;
-use thalweg_memory::{MemoryManager, SpillDirectory};
+use thalweg_memory::{MemoryManager, SpillCompression, SpillDirectory};
 
 use crate::data::{Batch, Result, Watermark};
 use crate::exchange::CancelToken;
@@ -72,8 +72,8 @@ impl<O: Operator> Harness<O> {
             task: Arc::new(TaskContext::default()),
             io: runtime.handle().clone(),
             clock: Arc::new(ManualClock::default()),
-            memory: memory.reservation("operator under test"),
-            spill: Arc::new(SpillDirectory::new(std::env::temp_dir())),
+            memory: memory.job().spillable("operator under test"),
+            spill: Arc::new(SpillDirectory::new(std::env::temp_dir(), SpillCompression::None)),
             metrics: Arc::new(OperatorMetrics::default()),
             cancel: CancelToken::new(),
         };

@@ -48,6 +48,17 @@ impl OperatorSpec {
         matches!(self, OperatorSpec::Scan(_))
     }
 
+    /// Whether the operator can write what it holds to disk when memory is short.
+    pub fn spills(&self) -> bool {
+        matches!(
+            self,
+            OperatorSpec::Aggregate(_)
+                | OperatorSpec::HashJoin(_)
+                | OperatorSpec::NestedLoopJoin(_)
+                | OperatorSpec::Sort(_)
+        )
+    }
+
     /// The operator's name in plans, messages and metrics.
     pub fn name(&self) -> &'static str {
         match self {

@@ -271,8 +271,13 @@ impl Deployment {
     fn context(&self, id: VertexId, vertex: &Vertex, spec: &OperatorSpec, subtask: usize) -> Context {
         let environment = &self.shared.environment;
         let operator = format!("{} [{id}.{subtask}]", spec.name());
+        let memory = &self.shared.memory;
         Context {
-            memory: environment.memory.reservation(&operator),
+            memory: if spec.spills() {
+                memory.spillable(&operator)
+            } else {
+                memory.pinned(&operator)
+            },
             operator,
             subtask,
             parallelism: vertex.parallelism,
@@ -344,11 +349,11 @@ impl Deployment {
     fn blocking_sender(&mut self, channel: ChannelId, channels: usize) -> Box<dyn ChannelSender> {
         let target = Materialized::new();
         self.materialized.insert(channel, Arc::clone(&target));
-        let memory = &self.shared.environment.memory;
+        let memory = &self.shared.memory;
         Box::new(BlockingWriter::new(
             target,
-            memory.reservation("blocking exchange"),
-            memory.limit_bytes(),
+            memory.pinned("blocking exchange"),
+            memory.manager().limit_bytes(),
             channels,
             Arc::clone(&self.shared.spill),
         ))

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::ExecutionPlan;
-use thalweg_memory::MemoryManager;
+use thalweg_memory::{MemoryManager, SpillCompression};
 
 use crate::exchange::BufferTimeout;
 use crate::operator::SinkConnector;
@@ -37,6 +37,8 @@ pub struct Environment {
     pub diagnosis: Option<Arc<dyn ScanDiagnosis>>,
     /// Under which directory jobs spill (`io.tmp.dirs`).
     pub spill_parent: PathBuf,
+    /// How spill files are compressed (`taskmanager.memory.spill.compression`).
+    pub spill_compression: SpillCompression,
     /// Rows that a batch should have.
     pub batch_size: usize,
     /// The default of edges that do not set their own.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
-use thalweg_memory::SpillDirectory;
+use thalweg_memory::{JobMemory, SpillDirectory};
 
 use crate::data::{Batch, EngineError, Result};
 use crate::exchange::{CancelToken, ChannelSource, GateEvent, InputGate, ReadNext};
@@ -30,6 +30,8 @@ pub(super) struct JobShared {
     pub(super) execution: ExecutionGraph,
     pub(super) cancel: CancelToken,
     pub(super) metrics: Arc<JobMetrics>,
+    /// The job's part of the memory budget.
+    pub(super) memory: JobMemory,
     pub(super) spill: Arc<SpillDirectory>,
     /// The prepared sinks, by vertex.
     pub(super) sinks: Vec<(usize, Arc<dyn PreparedSink>)>,
@@ -85,7 +87,11 @@ pub fn submit(graph: JobGraph, environment: &Environment) -> Result<JobHandle> {
         execution,
         cancel: cancel.clone(),
         metrics: Arc::clone(&metrics),
-        spill: Arc::new(SpillDirectory::new(&environment.spill_parent)),
+        memory: environment.memory.job(),
+        spill: Arc::new(SpillDirectory::new(
+            &environment.spill_parent,
+            environment.spill_compression,
+        )),
         sinks: Vec::new(),
         failure: Mutex::new(None),
     };

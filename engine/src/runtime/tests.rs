@@ -61,6 +61,7 @@ fn process() -> Process {
         sinks: HashMap::new(),
         diagnosis: None,
         spill_parent: spill.path().to_path_buf(),
+        spill_compression: thalweg_memory::SpillCompression::None,
         batch_size: 64,
         buffer_timeout: BufferTimeout::WhenFull,
         input_credit_bytes: 1 << 20,
