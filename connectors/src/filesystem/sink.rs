@@ -73,11 +73,13 @@ struct Job {
 
 impl Job {
     /// The name of a file relative to the target.
-    fn name(&self, directory: &str, subtask: usize, part: usize) -> String {
+    fn name(&self, directory: &str, (subtask, parallelism): (usize, usize), part: usize) -> String {
         match &self.target {
             Target::File { name, .. } => name.clone(),
             Target::Folder(_) => {
                 let slash = if directory.is_empty() { "" } else { "/" };
+                // The order of the names is the order of the subtasks: rows sorted by range are in order over all files.
+                let digits = parallelism.saturating_sub(1).to_string().len();
                 let part = if part == 0 { String::new() } else { format!("-{part}") };
                 let safe = |c: char| {
                     if c.is_ascii_alphanumeric() || c == '-' || c == '_' {
@@ -88,7 +90,7 @@ impl Job {
                 };
                 let id: String = self.id.chars().map(safe).collect();
                 format!(
-                    "{directory}{slash}part-{id}-{subtask}{part}.{}",
+                    "{directory}{slash}part-{id}-{subtask:0digits$}{part}.{}",
                     self.options.extension()
                 )
             }
@@ -157,6 +159,7 @@ impl PreparedSink for PreparedFileSink {
         let mut writer = FileSinkWriter {
             job: Arc::clone(&self.job),
             subtask,
+            parallelism,
             open: HashMap::new(),
             parts: HashMap::new(),
             tick: 0,
@@ -173,7 +176,7 @@ impl PreparedSink for PreparedFileSink {
         let without_rows = job.storage.is_empty() && job.options.partition_by.is_empty();
         // A folder that would be empty could not be read back: nothing in it tells the columns.
         let outcome = match without_rows.then(|| job.storage.target_is_empty()) {
-            Some(Ok(true)) => job.open(job.name("", 0, 0)).and_then(|file| job.close(file)),
+            Some(Ok(true)) => job.open(job.name("", (0, 1), 0)).and_then(|file| job.close(file)),
             Some(Err(e)) => Err(e),
             Some(Ok(false)) | None => Ok(()),
         };
@@ -205,6 +208,7 @@ struct OpenFile {
 struct FileSinkWriter {
     job: Arc<Job>,
     subtask: usize,
+    parallelism: usize,
     /// Open files by directory.
     open: HashMap<String, OpenFile>,
     /// How many files each directory has had.
@@ -225,7 +229,7 @@ impl FileSinkWriter {
             }
         }
         let part = self.parts.entry(directory.to_string()).or_default();
-        let name = self.job.name(directory, self.subtask, *part);
+        let name = self.job.name(directory, (self.subtask, self.parallelism), *part);
         *part += 1;
         self.open.insert(directory.to_string(), self.job.open(name)?);
         Ok(())
@@ -384,6 +388,7 @@ mod tests {
             let mut writer = FileSinkWriter {
                 job,
                 subtask: 0,
+                parallelism: 1,
                 open: HashMap::new(),
                 parts: HashMap::new(),
                 tick: 0,

@@ -13,9 +13,9 @@ use crate::operator::merge::Merge;
 use crate::operator::nested_loop_join::NestedLoopJoin;
 use crate::operator::project::Project;
 use crate::operator::scan::{Scan, Splits};
-use crate::operator::sort::Sort;
+use crate::operator::sort::{SharedRuns, Sort};
 use crate::operator::wrapped::Wrapped;
-use crate::plan::OperatorSpec;
+use crate::plan::{OperatorSpec, SortSpec};
 
 /// Builds the operator of one subtask; `inputs` is how many ports it has.
 ///
@@ -40,6 +40,11 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
             )));
         }
     })
+}
+
+/// Builds subtask `subtask` of the `subtasks` sorts that cut their rows into ranges by way of `runs`.
+pub fn build_range_sort(spec: &SortSpec, runs: Arc<SharedRuns>, subtask: usize, subtasks: usize) -> Box<dyn Operator> {
+    Box::new(Sort::of_range(spec.clone(), runs, subtask, subtasks))
 }
 
 /// Builds the source of one subtask; `splits` is shared by all subtasks of the vertex.

@@ -25,9 +25,10 @@ use crate::time::Timer;
 
 pub use crate::exchange::{Port, ReadNext};
 pub use context::{Context, OperatorMetrics};
-pub use factory::{build_operator, build_source};
+pub use factory::{build_operator, build_range_sort, build_source};
 pub use scan::{Scan, SourceEvent, Splits};
 pub use sink::{PreparedSink, Sink, SinkConnector, SinkJob, SinkWriter};
+pub use sort::SharedRuns;
 
 /// Where an operator's output goes.
 pub trait Collector {

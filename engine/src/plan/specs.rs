@@ -212,6 +212,9 @@ pub struct SortSpec {
     pub keys: Vec<SortKey>,
     /// Keep only so many first rows.
     pub fetch: Option<usize>,
+    /// Whether the subtasks share their rows so that each emits one range of the keys: put one after the other, in the
+    /// order of the subtasks, their outputs are in order. Not with `fetch`.
+    pub by_range: bool,
 }
 
 /// Merges inputs that are sorted by `keys`.

@@ -11,7 +11,10 @@ use crate::exchange::{
     BlockingWriter, BufferTimeout, ChannelId, ChannelSender, ChannelSource, Inlet, InputGate, Materialized, OutputGate,
     Partitioner, Transport,
 };
-use crate::operator::{Context, Operator, OperatorMetrics, Sink, SinkJob, Splits, build_operator, build_source};
+use crate::operator::{
+    Context, Operator, OperatorMetrics, SharedRuns, Sink, SinkJob, Splits, build_operator, build_range_sort,
+    build_source,
+};
 use crate::plan::{ExchangeMode, OperatorSpec, Vertex, VertexId};
 use crate::runtime::chain::{Chain, Link, Outputs};
 use crate::runtime::execution_graph::Stage;
@@ -43,6 +46,8 @@ pub(super) struct Deployment {
     results: Vec<Inlet>,
     /// The output of the blocking edges.
     materialized: HashMap<ChannelId, Arc<Materialized>>,
+    /// What the subtasks of a sort by range share, by vertex and place in the chain.
+    shared_runs: HashMap<(VertexId, usize), Arc<SharedRuns>>,
 }
 
 impl JobShared {
@@ -93,6 +98,7 @@ impl Deployment {
             shared,
             results: inlets,
             materialized: HashMap::new(),
+            shared_runs: HashMap::new(),
         }
     }
 
@@ -225,7 +231,7 @@ impl Deployment {
                 }
                 (OperatorSpec::Collect(_), _) => {}
                 _ => links.push(Link {
-                    operator: self.operator(id, spec, subtask)?,
+                    operator: self.operator((id, place), spec, subtask)?,
                     context,
                 }),
             }
@@ -251,7 +257,12 @@ impl Deployment {
         })
     }
 
-    fn operator(&self, id: VertexId, spec: &OperatorSpec, subtask: usize) -> Result<Box<dyn Operator>> {
+    fn operator(
+        &mut self,
+        (id, place): (VertexId, usize),
+        spec: &OperatorSpec,
+        subtask: usize,
+    ) -> Result<Box<dyn Operator>> {
         let execution = &self.shared.execution;
         let parallelism = execution.graph.vertices[id].parallelism;
         match spec {
@@ -263,6 +274,10 @@ impl Deployment {
                     .find(|(vertex, _)| *vertex == id)
                     .ok_or_else(|| EngineError::Internal("a sink was not prepared".into()))?;
                 Ok(Box::new(Sink::new(sink.writer(subtask, parallelism)?)))
+            }
+            OperatorSpec::Sort(spec) if spec.by_range && parallelism > 1 => {
+                let runs = self.shared_runs.entry((id, place)).or_default();
+                Ok(build_range_sort(spec, Arc::clone(runs), subtask, parallelism))
             }
             other => build_operator(other, execution.inputs(id)),
         }

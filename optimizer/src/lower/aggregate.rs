@@ -181,6 +181,7 @@ impl Lowering<'_> {
         let sort = OperatorSpec::Sort(SortSpec {
             keys: order.clone(),
             fetch: None,
+            by_range: false,
         });
         let mut sorted = self.exchange_hash(input, grouping.keys.clone(), sort, schema);
         sorted.ordering = order;

@@ -66,6 +66,7 @@ impl Lowering<'_> {
         let operator = OperatorSpec::Sort(SortSpec {
             keys: keys.to_vec(),
             fetch,
+            by_range: false,
         });
         // Branches of a union stay apart: each sorts its own rows and the merge takes them all.
         if input.tails.len() > 1 {
@@ -75,6 +76,47 @@ impl Lowering<'_> {
             return input;
         }
         self.chain(input, operator, schema)
+    }
+
+    /// Turns "sort in every subtask, then merge in one" into a sort by range: the same rows in as many subtasks as
+    /// sort, in order when put one after the other. For sinks that keep such an order. `None`, and nothing changed, when
+    /// `stream` is not made that way.
+    pub(super) fn sorted_by_range(&mut self, stream: &Stream, writers: Option<usize>) -> Option<Stream> {
+        let [merging] = stream.tails[..] else { return None };
+        let (head, rest) = self.graph.vertices[merging].chain.split_first()?;
+        let is_row_wise =
+            |operator: &OperatorSpec| matches!(operator, OperatorSpec::Project(_) | OperatorSpec::Filter(_));
+        let is_last = merging + 1 == self.graph.vertices.len() && self.graph.outputs_of(merging).next().is_none();
+        if !is_last
+            || !matches!(head, OperatorSpec::Merge(spec) if spec.fetch.is_none())
+            || !rest.iter().all(is_row_wise)
+        {
+            return None;
+        }
+        let producers: Vec<usize> = self.graph.inputs_of(merging).map(|edge| edge.from).collect();
+        let [sorting] = producers[..] else { return None };
+        let parallelism = self.graph.vertices[sorting].parallelism;
+        let Some(OperatorSpec::Sort(sort)) = self.graph.vertices[sorting].chain.last_mut() else {
+            return None;
+        };
+        if sort.fetch.is_some() || parallelism < 2 || writers.is_some_and(|most| most < parallelism) {
+            return None;
+        }
+        sort.by_range = true;
+        self.graph.edges.retain(|edge| edge.to != merging);
+        let merging = self.graph.vertices.pop()?;
+        let sorting = &mut self.graph.vertices[sorting];
+        sorting.chain.extend(merging.chain.into_iter().skip(1));
+        sorting.output_schema = merging.output_schema;
+        Some(Stream {
+            tails: producers,
+            schema: Arc::clone(&stream.schema),
+            parallelism,
+            hashed: Vec::new(),
+            ordering: Vec::new(),
+            estimate: stream.estimate.clone(),
+            handled_filters: Vec::new(),
+        })
     }
 
     pub(super) fn limit(&mut self, limit: &Limit, input: Stream) -> Result<Stream> {

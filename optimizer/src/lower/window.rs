@@ -57,6 +57,7 @@ impl Lowering<'_> {
         let sort = OperatorSpec::Sort(SortSpec {
             keys: keys.clone(),
             fetch: None,
+            by_range: false,
         });
         let mut sorted = self.exchange_hash(input, partition.to_vec(), sort, schema);
         sorted.ordering = keys;

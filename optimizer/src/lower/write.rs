@@ -50,11 +50,17 @@ impl Lowering<'_> {
     /// Every subtask writes its rows; the counts are summed up.
     fn write_to(&mut self, sink: SinkSpec, input: Stream) -> Result<Stream> {
         let counts: SchemaRef = Arc::new(Schema::new(vec![Field::new("count", DataType::UInt64, false)]));
+        let writers = self.options.sink_resolver.max_writers(&sink)?;
         let mut input = input;
+        // Part files are numbered by subtask, so that their names keep the order.
+        if sink.connector == "filesystem"
+            && let Some(ranges) = self.sorted_by_range(&input, writers)
+        {
+            input = ranges;
+        }
         input.hashed.clear();
         input.ordering.clear();
         input.estimate = Estimate::exactly(input.parallelism, &counts);
-        let writers = self.options.sink_resolver.max_writers(&sink)?;
         if writers.is_some_and(|most| most < input.parallelism) {
             return Ok(self.gather(input, OperatorSpec::Sink(sink), counts));
         }

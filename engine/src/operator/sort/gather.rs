@@ -26,12 +26,21 @@ pub(super) struct Gather {
     columns: Vec<Column>,
     /// The first row of each batch among all; `None` when there are too many rows to count in 32 bits.
     starts: Option<Vec<u32>>,
+    row_bytes: usize,
 }
 
 impl Gather {
-    /// Takes over `batches`, which are booked already.
-    pub(super) fn new(schema: SchemaRef, batches: Vec<Batch>, cx: &mut Context) -> Result<Self> {
-        let starts = starts(&batches);
+    /// Takes over `batches`, which are booked already as `bytes`. A column that fits twice into the budget is made one
+    /// array when `may_join`.
+    pub(super) fn new(
+        schema: SchemaRef,
+        batches: Vec<Batch>,
+        bytes: usize,
+        may_join: bool,
+        cx: &mut Context,
+    ) -> Result<Self> {
+        let rows: usize = batches.iter().map(Batch::num_rows).sum();
+        let starts = if may_join { starts(&batches) } else { None };
         let mut pieces: Vec<Vec<ArrayRef>> = schema.fields().iter().map(|_| Vec::new()).collect();
         for batch in batches {
             let (_, columns, _) = batch.into_parts();
@@ -53,7 +62,18 @@ impl Gather {
             schema,
             columns,
             starts,
+            row_bytes: bytes.div_ceil(rows.max(1)),
         })
+    }
+
+    /// The schema of the rows.
+    pub(super) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// Bytes of a row, on average.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.row_bytes
     }
 
     /// The rows at `places` (batch, row), in that order.

@@ -1,11 +1,13 @@
 //! Sort keys in comparable form: per row a rank (NULL or value), a prefix of the first key, and, where these do not
-//! decide, the remaining keys in Arrow's row format, which compares as bytes.
+//! decide, bytes that do: the value itself where the only key is a string, otherwise the remaining keys in Arrow's row
+//! format, which compares as bytes.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
-use arrow::array::ArrayRef;
+use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::buffer::NullBuffer;
-use arrow::datatypes::Schema;
+use arrow::datatypes::{DataType, Schema};
 use arrow::row::{RowConverter, Rows, SortField};
 
 use crate::data::{Batch, EngineError, Result};
@@ -16,8 +18,17 @@ use crate::plan::SortKey;
 pub(in crate::operator) struct KeyEncoder {
     keys: Vec<SortKey>,
     precision: Precision,
-    /// The keys that a prefix does not decide: all, or all but the first.
-    rest: Option<RowConverter>,
+    rest: RestOf,
+}
+
+/// Where the keys come from that a prefix does not decide.
+enum RestOf {
+    /// There are none.
+    Nothing,
+    /// The only key is a string or binary: its values compare as they are.
+    OnlyKey,
+    /// All keys, or all but the first.
+    Keys(RowConverter),
 }
 
 impl KeyEncoder {
@@ -45,10 +56,10 @@ impl KeyEncoder {
         if precision == Precision::Exact {
             fields.remove(0);
         }
-        let rest = if fields.is_empty() {
-            None
-        } else {
-            Some(RowConverter::new(fields)?)
+        let rest = match keys {
+            _ if fields.is_empty() => RestOf::Nothing,
+            [only] if is_bytes(&only.expr.expr.data_type(schema)?) => RestOf::OnlyKey,
+            _ => RestOf::Keys(RowConverter::new(fields)?),
         };
         Ok(Self {
             keys: keys.to_vec(),
@@ -68,24 +79,28 @@ impl KeyEncoder {
             .map(|key| evaluate(key, batch))
             .collect::<Result<Vec<_>>>()?;
         let decided = usize::from(self.precision == Precision::Exact);
-        let rows = match &self.rest {
-            Some(rest) => Some(rest.convert_columns(&columns[decided..])?),
-            None => None,
+        let rest = match (&self.rest, columns.first()) {
+            (RestOf::Keys(rest), _) => Rest::Rows(rest.convert_columns(&columns[decided..])?),
+            (RestOf::OnlyKey, Some(only)) => Rest::Values {
+                values: Arc::clone(only),
+                descending: self.keys.first().is_some_and(|key| key.descending),
+            },
+            _ => Rest::Nothing,
         };
-        let head = match (self.head_of(columns.first()), &rows) {
+        let head = match (self.head_of(columns.first()), &rest) {
             (Some(head), _) => head,
-            (None, Some(rows)) => Head {
+            (None, Rest::Rows(rows)) => Head {
                 prefixes: rows.iter().map(|row| bytes_at(row.data(), 0)).collect(),
                 nulls: None,
                 null_rank: 0,
             },
-            (None, None) => Head {
+            (None, _) => Head {
                 prefixes: vec![0; batch.num_rows()],
                 nulls: None,
                 null_rank: 0,
             },
         };
-        Ok(BatchKeys { head, rows })
+        Ok(BatchKeys { head, rest })
     }
 
     /// The first key of `batch` alone, as far as a prefix tells it; `None` when its type has no prefix.
@@ -101,12 +116,21 @@ impl KeyEncoder {
 
     /// Whether a head is the whole key: rows of equal heads are equal.
     pub(in crate::operator) fn head_decides(&self) -> bool {
-        self.rest.is_none()
+        matches!(self.rest, RestOf::Nothing)
     }
 
     /// Whether NULLs of the first key come before its values.
     pub(in crate::operator) fn nulls_first(&self) -> bool {
         self.keys.first().is_some_and(|key| key.nulls_first)
+    }
+
+    /// Orders two keys of this encoder that were kept beyond their batches.
+    pub(in crate::operator) fn compare(&self, one: &OwnedKey, other: &OwnedKey) -> Ordering {
+        one.head.cmp(&other.head).then_with(|| {
+            let ordering = one.rest.cmp(&other.rest);
+            let reversed = matches!(self.rest, RestOf::OnlyKey) && self.keys.first().is_some_and(|key| key.descending);
+            if reversed { ordering.reverse() } else { ordering }
+        })
     }
 
     fn head_of(&self, first: Option<&ArrayRef>) -> Option<Head> {
@@ -184,28 +208,136 @@ impl Head {
     }
 }
 
+fn is_bytes(data_type: &DataType) -> bool {
+    use DataType::*;
+    matches!(
+        data_type,
+        Utf8 | LargeUtf8 | Utf8View | Binary | LargeBinary | BinaryView | FixedSizeBinary(_)
+    )
+}
+
+/// What decides between rows of equal heads.
+pub(in crate::operator) enum Rest {
+    /// Nothing: they are equal.
+    Nothing,
+    /// The values of the only key, compared as bytes.
+    Values {
+        /// The key's column.
+        values: ArrayRef,
+        /// Whether greater values come first.
+        descending: bool,
+    },
+    /// The keys in Arrow's row format, in their directions.
+    Rows(Rows),
+}
+
+impl Rest {
+    /// The bytes that decide, of `row`.
+    pub(in crate::operator) fn bytes(&self, row: usize) -> &[u8] {
+        match self {
+            Rest::Nothing => &[],
+            Rest::Rows(rows) => rows.row(row).data(),
+            Rest::Values { values, .. } => match values.data_type() {
+                DataType::Utf8 => values.as_string::<i32>().value(row).as_bytes(),
+                DataType::LargeUtf8 => values.as_string::<i64>().value(row).as_bytes(),
+                DataType::Utf8View => values.as_string_view().value(row).as_bytes(),
+                DataType::Binary => values.as_binary::<i32>().value(row),
+                DataType::LargeBinary => values.as_binary::<i64>().value(row),
+                DataType::BinaryView => values.as_binary_view().value(row),
+                _ => values.as_fixed_size_binary().value(row),
+            },
+        }
+    }
+
+    /// Whether greater bytes come first.
+    pub(in crate::operator) fn is_descending(&self) -> bool {
+        matches!(self, Rest::Values { descending: true, .. })
+    }
+
+    /// Whether there is nothing to look at.
+    pub(in crate::operator) fn is_nothing(&self) -> bool {
+        matches!(self, Rest::Nothing)
+    }
+
+    fn order(&self, ordering: Ordering) -> Ordering {
+        if self.is_descending() {
+            ordering.reverse()
+        } else {
+            ordering
+        }
+    }
+
+    /// Bytes in memory, beyond the batch's own.
+    pub(in crate::operator) fn byte_size(&self) -> usize {
+        match self {
+            Rest::Rows(rows) => rows.size(),
+            Rest::Nothing | Rest::Values { .. } => 0,
+        }
+    }
+}
+
 /// The keys of one batch's rows.
 pub(in crate::operator) struct BatchKeys {
     /// What decides most comparisons.
     pub(in crate::operator) head: Head,
-    /// What decides the others; `None` when the head is the whole key.
-    pub(in crate::operator) rows: Option<Rows>,
+    /// What decides the others.
+    pub(in crate::operator) rest: Rest,
+}
+
+/// One row's key, kept beyond its batch.
+#[derive(Clone, Debug)]
+pub(in crate::operator) struct OwnedKey {
+    head: HeadKey,
+    rest: Box<[u8]>,
+}
+
+impl OwnedKey {
+    /// Bytes in memory.
+    pub(in crate::operator) fn byte_size(&self) -> usize {
+        size_of::<Self>() + self.rest.len()
+    }
 }
 
 impl BatchKeys {
     /// Orders `row` of these keys against `other_row` of `other`, by the same encoder.
     pub(in crate::operator) fn compare(&self, row: usize, other: &BatchKeys, other_row: usize) -> Ordering {
-        self.head
-            .at(row)
-            .cmp(&other.head.at(other_row))
-            .then_with(|| match (&self.rows, &other.rows) {
-                (Some(rows), Some(others)) => rows.row(row).cmp(&others.row(other_row)),
-                _ => Ordering::Equal,
-            })
+        let (head, other_head) = (self.head.at(row), other.head.at(other_row));
+        head.cmp(&other_head).then_with(|| match self.decides(head) {
+            true => self.rest.order(self.rest.bytes(row).cmp(other.rest.bytes(other_row))),
+            false => Ordering::Equal,
+        })
+    }
+
+    /// Orders `row` of these keys against a key that was kept.
+    pub(in crate::operator) fn compare_owned(&self, row: usize, other: &OwnedKey) -> Ordering {
+        let head = self.head.at(row);
+        head.cmp(&other.head).then_with(|| match self.decides(head) {
+            true => self.rest.order(self.rest.bytes(row).cmp(&other.rest)),
+            false => Ordering::Equal,
+        })
+    }
+
+    /// The key of `row`, to keep.
+    pub(in crate::operator) fn owned(&self, row: usize) -> OwnedKey {
+        let head = self.head.at(row);
+        let rest = if self.decides(head) { self.rest.bytes(row) } else { &[] };
+        OwnedKey {
+            head,
+            rest: rest.into(),
+        }
+    }
+
+    /// Whether the rest has a say among rows of this head: the value behind a NULL has none.
+    fn decides(&self, head: HeadKey) -> bool {
+        match self.rest {
+            Rest::Nothing => false,
+            Rest::Values { .. } => head.0 == VALUE_RANK,
+            Rest::Rows(_) => true,
+        }
     }
 
     /// Bytes in memory.
     pub(in crate::operator) fn byte_size(&self) -> usize {
-        self.head.prefixes.capacity() * size_of::<u64>() + self.rows.as_ref().map_or(0, Rows::size)
+        self.head.prefixes.capacity() * size_of::<u64>() + self.rest.byte_size()
     }
 }

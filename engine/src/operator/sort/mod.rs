@@ -1,21 +1,31 @@
 //! Sort: the whole input in order at its end, or its first rows only.
 
+mod entries;
+#[cfg(test)]
+mod external_tests;
 mod full;
 mod gather;
 mod keys;
+mod merge_runs;
 mod prefix;
+mod ranges;
+mod run;
 #[cfg(test)]
 mod tests;
 mod top_n;
 
+use std::sync::Arc;
+
 use crate::data::{Batch, Result};
 use crate::operator::sort::full::FullSort;
+use crate::operator::sort::ranges::Membership;
 use crate::operator::sort::top_n::TopN;
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::SortSpec;
 
 pub(in crate::operator) use gather::without_unused_strings;
 pub(in crate::operator) use keys::{BatchKeys, KeyEncoder};
+pub use ranges::SharedRuns;
 
 /// Sorts its input; with `fetch`, keeps the first rows only. Equal rows keep no particular order, but the same input
 /// gives the same output.
@@ -31,8 +41,14 @@ impl Sort {
     pub(super) fn new(spec: SortSpec) -> Self {
         match spec.fetch {
             Some(fetch) => Sort::Top(TopN::new(spec.keys, fetch)),
-            None => Sort::Full(FullSort::new(spec.keys)),
+            None => Sort::Full(FullSort::new(spec.keys, None)),
         }
+    }
+
+    /// Subtask `subtask` of the sorts that share `runs`: each emits one range of the keys of all, in the order of the
+    /// subtasks.
+    pub(super) fn of_range(spec: SortSpec, runs: Arc<SharedRuns>, subtask: usize, subtasks: usize) -> Self {
+        Sort::Full(FullSort::sharing(spec.keys, Membership::new(runs, subtask, subtasks)))
     }
 }
 

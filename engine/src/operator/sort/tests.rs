@@ -21,7 +21,7 @@ use crate::plan::{MergeSpec, ScalarExpr, SortKey, SortSpec};
 
 /// A row of the reference; every column of [`batch_of`] follows from it.
 #[derive(Clone, Debug)]
-struct Row {
+pub(super) struct Row {
     id: i64,
     int: Option<i64>,
     float: Option<f64>,
@@ -31,15 +31,15 @@ struct Row {
 }
 
 /// Column, descending, NULLs first.
-type Key = (usize, bool, bool);
+pub(super) type Key = (usize, bool, bool);
 
 const COLUMNS: usize = 11;
 
-fn schema() -> SchemaRef {
+pub(super) fn schema() -> SchemaRef {
     batch_of(&[]).schema()
 }
 
-fn batch_of(rows: &[Row]) -> Batch {
+pub(super) fn batch_of(rows: &[Row]) -> Batch {
     let ints = || rows.iter().map(|row| row.int);
     let texts = || rows.iter().map(|row| row.text.as_deref());
     let decimals = Decimal128Array::from_iter(rows.iter().map(|row| row.decimal));
@@ -116,7 +116,7 @@ fn compare(keys: &[Key], a: &Row, b: &Row) -> Ordering {
     Ordering::Equal
 }
 
-fn sort_keys(keys: &[Key], schema: &SchemaRef) -> Vec<SortKey> {
+pub(super) fn sort_keys(keys: &[Key], schema: &SchemaRef) -> Vec<SortKey> {
     keys.iter()
         .map(|(column, descending, nulls_first)| SortKey {
             expr: ScalarExpr::column(*column, schema),
@@ -141,6 +141,16 @@ fn check(rows: &[Row], keys: &[Key], fetch: Option<usize>, batch_size: usize, ou
         output.iter().rev().skip(1).all(|batch| batch.num_rows() == batch_size),
         "a batch is too small"
     );
+    check_rows(rows, keys, fetch, output);
+}
+
+/// As `check`, whatever the sizes of the batches.
+pub(super) fn check_rows(rows: &[Row], keys: &[Key], fetch: Option<usize>, output: &[Batch]) {
+    let mut expected = rows.to_vec();
+    expected.sort_by(|a, b| compare(keys, a, b));
+    expected.truncate(fetch.unwrap_or(usize::MAX));
+    let output_rows: usize = output.iter().map(Batch::num_rows).sum();
+    assert_eq!(output_rows, expected.len());
     if output.is_empty() {
         return;
     }
@@ -161,7 +171,7 @@ fn check(rows: &[Row], keys: &[Key], fetch: Option<usize>, batch_size: usize, ou
     assert_eq!(batch_of(&found), output, "the rows fell apart");
 }
 
-fn chop(rows: &[Row], sizes: &[usize]) -> Vec<Batch> {
+pub(super) fn chop(rows: &[Row], sizes: &[usize]) -> Vec<Batch> {
     let (mut rest, mut batches, mut turn) = (rows, Vec::new(), 0);
     while !rest.is_empty() {
         let (batch, others) = rest.split_at(sizes[turn % sizes.len()].min(rest.len()));
@@ -173,7 +183,11 @@ fn chop(rows: &[Row], sizes: &[usize]) -> Vec<Batch> {
 }
 
 fn sort(batches: Vec<Batch>, keys: Vec<SortKey>, fetch: Option<usize>, batch_size: usize) -> Vec<Batch> {
-    let mut harness = Harness::new(Sort::new(SortSpec { keys, fetch }));
+    let mut harness = Harness::new(Sort::new(SortSpec {
+        keys,
+        fetch,
+        by_range: false,
+    }));
     harness.context.batch_size = batch_size;
     harness.run(vec![batches]).unwrap()
 }
@@ -200,7 +214,7 @@ fn floats() -> impl Strategy<Value = f64> {
     ]
 }
 
-fn table() -> impl Strategy<Value = Vec<Row>> {
+pub(super) fn table() -> impl Strategy<Value = Vec<Row>> {
     let int = prop_oneof![-3_i64..3, Just(i64::MIN), Just(i64::MAX)];
     let decimal = prop_oneof![
         -3_i128..3,
@@ -230,15 +244,15 @@ fn table() -> impl Strategy<Value = Vec<Row>> {
     })
 }
 
-fn keys() -> impl Strategy<Value = Vec<Key>> {
+pub(super) fn keys() -> impl Strategy<Value = Vec<Key>> {
     proptest::collection::vec((1..COLUMNS, any::<bool>(), any::<bool>()), 1..4)
 }
 
-fn sizes() -> impl Strategy<Value = Vec<usize>> {
+pub(super) fn sizes() -> impl Strategy<Value = Vec<usize>> {
     proptest::collection::vec(1_usize..40, 1..4)
 }
 
-fn batch_sizes() -> impl Strategy<Value = usize> {
+pub(super) fn batch_sizes() -> impl Strategy<Value = usize> {
     prop_oneof![Just(1), Just(2), Just(7), Just(64), Just(8192)]
 }
 
@@ -278,7 +292,7 @@ proptest! {
     }
 }
 
-fn row(id: i64, int: Option<i64>) -> Row {
+pub(super) fn row(id: i64, int: Option<i64>) -> Row {
     Row {
         id,
         int,
@@ -392,9 +406,13 @@ fn a_type_without_order_is_named() {
     let dictionary = DictionaryArray::<Int32Type>::new(Int32Array::from(vec![0]), Arc::new(lists));
     let batch = Batch::try_from_iter([("d", Arc::new(dictionary) as ArrayRef)]).unwrap();
     let keys = sort_keys(&[(0, false, false)], &batch.schema());
-    let error = Harness::new(Sort::new(SortSpec { keys, fetch: None }))
-        .run(vec![vec![batch]])
-        .unwrap_err();
+    let error = Harness::new(Sort::new(SortSpec {
+        keys,
+        fetch: None,
+        by_range: false,
+    }))
+    .run(vec![vec![batch]])
+    .unwrap_err();
     assert!(
         error
             .to_string()
@@ -429,7 +447,8 @@ fn a_fetch_of_zero_is_done_before_it_starts() {
     assert!(
         Sort::new(SortSpec {
             keys: keys(),
-            fetch: Some(0)
+            fetch: Some(0),
+            by_range: false,
         })
         .is_done()
     );
@@ -461,11 +480,12 @@ fn the_same_input_gives_the_same_output() {
 }
 
 #[test]
-fn a_sort_that_does_not_fit_names_itself_and_keeps_the_budget() {
-    for fetch in [None, Some(100_000)] {
+fn a_top_n_that_does_not_fit_names_itself_and_keeps_the_budget() {
+    for fetch in [Some(100_000)] {
         let sort = Sort::new(SortSpec {
             keys: sort_keys(&[(1, false, false)], &schema()),
             fetch,
+            by_range: false,
         });
         let mut harness = Harness::with_memory(sort, 50_000);
         let rows: Vec<Row> = (0..100).map(|id| row(id, Some(id))).collect();
@@ -487,6 +507,7 @@ fn all_memory_is_given_back_at_the_end() {
         let sort = Sort::new(SortSpec {
             keys: sort_keys(&[(3, false, false)], &schema()),
             fetch,
+            by_range: false,
         });
         let mut harness = Harness::new(sort);
         harness.push(0, batch_of(&[row(0, Some(1)), row(1, None)])).unwrap();
@@ -508,6 +529,7 @@ fn a_sort_whose_columns_do_not_fit_twice_still_ends() {
     let mut roomy = Harness::new(Sort::new(SortSpec {
         keys: keys(),
         fetch: None,
+        by_range: false,
     }));
     chop(&rows, &[50])
         .into_iter()
@@ -516,6 +538,7 @@ fn a_sort_whose_columns_do_not_fit_twice_still_ends() {
         Sort::new(SortSpec {
             keys: keys(),
             fetch: None,
+            by_range: false,
         }),
         roomy.memory.peak_bytes(),
     );
@@ -550,7 +573,11 @@ fn sorted_views_do_not_keep_the_strings_of_the_whole_input() {
 #[test]
 fn top_n_holds_a_few_rows_whatever_comes() {
     let keys = sort_keys(&[(7, true, false)], &schema());
-    let mut harness = Harness::new(Sort::new(SortSpec { keys, fetch: Some(5) }));
+    let mut harness = Harness::new(Sort::new(SortSpec {
+        keys,
+        fetch: Some(5),
+        by_range: false,
+    }));
     for turn in 0..200_i64 {
         // Every batch beats all before it: the worst case.
         let rows: Vec<Row> = (0..500)
