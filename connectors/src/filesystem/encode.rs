@@ -18,6 +18,9 @@ use crate::filesystem::compress::Compressed;
 use crate::filesystem::storage::StagedFile;
 use crate::filesystem::{FileOptions, Format};
 
+/// A row group is held in memory until it is written: it ends at so many bytes, if not at its rows before.
+const ROW_GROUP_BYTES: usize = 32 << 20;
+
 /// Whatever a format's writer fails with; the caller adds the path.
 pub(super) type EncodeResult<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -66,7 +69,8 @@ pub(super) fn encoder(
     let text = |file| Compressed::new(file, options.text_compression(), options.text_compression_level());
     Ok(match options.format {
         Format::Parquet => {
-            let properties = options.parquet.into_writer_properties_builder()?.build();
+            let properties = options.parquet.into_writer_properties_builder()?;
+            let properties = properties.set_max_row_group_bytes(Some(ROW_GROUP_BYTES)).build();
             Box::new(ParquetEncoder(ArrowWriter::try_new(
                 file,
                 Arc::clone(schema),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use thalweg_memory::Reservation;
 
 use crate::data::{Barrier, Batch, Element, EngineError, Result, Watermark};
 use crate::exchange::{CancelToken, ChannelSender, Demand};
@@ -61,6 +62,8 @@ struct State {
     watermark: Option<Watermark>,
     /// The reader has left.
     closed: bool,
+    /// Where what waits in the queues is booked.
+    memory: Option<Reservation>,
 }
 
 struct Shared {
@@ -119,6 +122,7 @@ impl InputGate {
                 open_channels_of_port,
                 watermark: None,
                 closed: false,
+                memory: None,
             }),
             readable: Condvar::new(),
             writable: Condvar::new(),
@@ -139,6 +143,12 @@ impl InputGate {
             replays,
             cursor: 0,
         }
+    }
+
+    /// Books what waits in the channels on `memory`, even beyond the budget: the credits bound it.
+    pub fn with_memory(self, memory: Reservation) -> Self {
+        self.shared.state.lock().memory = Some(memory);
+        self
     }
 
     /// The sending end of a live channel.
@@ -192,6 +202,7 @@ impl InputGate {
             channel.queue.clear();
             channel.queued_bytes = 0;
         }
+        state.memory = None;
         self.replays.iter_mut().for_each(|replay| *replay = None);
         drop(state);
         self.shared.writable.notify_all();
@@ -232,7 +243,11 @@ impl InputGate {
                     break;
                 };
                 if channel.queued_bytes > 0 {
-                    channel.queued_bytes = channel.queued_bytes.saturating_sub(element.byte_size());
+                    let size = element.byte_size();
+                    channel.queued_bytes = channel.queued_bytes.saturating_sub(size);
+                    if let Some(memory) = &mut state.memory {
+                        memory.shrink(size);
+                    }
                     self.shared.writable.notify_all();
                 }
                 if let Some(event) = state.accept(index, element)? {
@@ -338,6 +353,9 @@ impl ChannelSender for Inlet {
         let channel = &mut state.channels[self.channel];
         channel.queue.push_back(element);
         channel.queued_bytes += size;
+        if let Some(memory) = &mut state.memory {
+            memory.grow(size);
+        }
         drop(state);
         shared.readable.notify_one();
         Ok(Demand::More)

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::compute::BatchCoalescer;
+use thalweg_memory::Reservation;
 
-use crate::data::{Batch, Element, Result, Watermark};
+use crate::data::{Batch, Coalescer, Element, Result, Watermark, compact_views};
 use crate::exchange::{BufferTimeout, ChannelSender, Demand, Partitioner};
 use crate::time::Clock;
 
 struct OutputChannel {
     sender: Box<dyn ChannelSender>,
-    pending: Option<BatchCoalescer>,
+    pending: Coalescer,
     demand: Demand,
 }
 
@@ -19,19 +19,20 @@ struct OutputChannel {
 pub struct OutputGate {
     partitioner: Partitioner,
     channels: Vec<OutputChannel>,
-    batch_size: usize,
     timeout: BufferTimeout,
     clock: Arc<dyn Clock>,
     /// When the oldest row that is held back arrived.
     held_since: Option<Duration>,
+    /// Where what is held back is booked.
+    memory: Option<Reservation>,
 }
 
 impl OutputGate {
-    /// A gate over the given channels.
+    /// A gate over the given channels, for batches of `batch_size` rows and bytes.
     pub fn new(
         partitioner: Partitioner,
         senders: Vec<Box<dyn ChannelSender>>,
-        batch_size: usize,
+        (batch_rows, batch_bytes): (usize, usize),
         timeout: BufferTimeout,
         clock: Arc<dyn Clock>,
     ) -> Self {
@@ -39,17 +40,31 @@ impl OutputGate {
             .into_iter()
             .map(|sender| OutputChannel {
                 sender,
-                pending: None,
+                pending: Coalescer::new(batch_rows, batch_bytes),
                 demand: Demand::More,
             })
             .collect();
         Self {
             partitioner,
             channels,
-            batch_size,
             timeout,
             clock,
             held_since: None,
+            memory: None,
+        }
+    }
+
+    /// Books what is held back on `memory`, even beyond the budget: a batch a channel bounds it.
+    pub fn with_memory(self, memory: Reservation) -> Self {
+        Self {
+            memory: Some(memory),
+            ..self
+        }
+    }
+
+    fn book(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            memory.resize(self.channels.iter().map(|channel| channel.pending.held_bytes()).sum());
         }
     }
 
@@ -82,13 +97,10 @@ impl OutputGate {
     pub fn flush(&mut self) -> Result<()> {
         self.held_since = None;
         for channel in &mut self.channels {
-            if let Some(pending) = &mut channel.pending {
-                pending.finish_buffered_batch()?;
-                while let Some(batch) = pending.next_completed_batch() {
-                    channel.demand = channel.sender.send(Element::Batch(batch))?;
-                }
-            }
+            channel.pending.flush()?;
+            channel.send_full()?;
         }
+        self.book();
         Ok(())
     }
 
@@ -109,11 +121,11 @@ impl OutputGate {
     /// # Errors
     /// As for `flush_due`, or when a key cannot be computed.
     pub fn collect(&mut self, batch: Batch) -> Result<()> {
-        let (channels, batch_size) = (&mut self.channels, self.batch_size);
+        let channels = &mut self.channels;
         let count = channels.len();
-        self.partitioner.partition(batch, count, &mut |channel, part| {
-            channels[channel].push(part, batch_size)
-        })?;
+        self.partitioner
+            .partition(batch, count, &mut |channel, part| channels[channel].push(part))?;
+        self.book();
         match self.timeout {
             BufferTimeout::WhenFull => {}
             BufferTimeout::Immediate => self.flush()?,
@@ -145,26 +157,28 @@ impl OutputGate {
 }
 
 impl OutputChannel {
-    fn push(&mut self, batch: Batch, batch_size: usize) -> Result<()> {
+    fn push(&mut self, batch: Batch) -> Result<()> {
         if self.demand == Demand::Done {
             return Ok(());
         }
-        let empty = self.pending.as_ref().is_none_or(BatchCoalescer::is_empty);
-        if empty && batch.num_rows() * 2 > batch_size {
+        if self.pending.is_empty() && self.pending.is_large(&batch) {
+            // Rows must not keep alive, nor count as, the strings of rows that went elsewhere.
+            let batch = compact_views(batch)?;
             self.demand = self.sender.send(Element::Batch(batch))?;
             return Ok(());
         }
-        let pending = self
-            .pending
-            .get_or_insert_with(|| BatchCoalescer::new(batch.schema(), batch_size));
-        pending.push_batch(batch)?;
-        while let Some(full) = pending.next_completed_batch() {
+        self.pending.push(batch)?;
+        self.send_full()
+    }
+
+    fn send_full(&mut self) -> Result<()> {
+        while let Some(full) = self.pending.next() {
             self.demand = self.sender.send(Element::Batch(full))?;
         }
         Ok(())
     }
 
     fn is_holding(&self) -> bool {
-        self.pending.as_ref().is_some_and(|pending| !pending.is_empty())
+        !self.pending.is_empty()
     }
 }

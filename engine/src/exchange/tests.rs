@@ -72,7 +72,7 @@ fn gate_to(
         .map(|r| Box::new(r.clone()) as Box<dyn ChannelSender>)
         .collect();
     let partitioner = Partitioner::new(partitioning, 0, recorders.len()).unwrap();
-    OutputGate::new(partitioner, senders, batch_size, timeout, clock)
+    OutputGate::new(partitioner, senders, (batch_size, usize::MAX), timeout, clock)
 }
 
 fn spread(partitioning: &Partitioning, channels: usize, batches: Vec<Batch>) -> Vec<Vec<i64>> {

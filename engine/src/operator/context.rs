@@ -19,6 +19,8 @@ pub struct Context {
     pub parallelism: usize,
     /// Rows that an output batch should have.
     pub batch_size: usize,
+    /// Bytes that an output batch should not pass by much, however few rows that are.
+    pub batch_bytes: usize,
     /// For functions and scans of DataFusion.
     pub task: Arc<TaskContext>,
     /// Where I/O runs.
@@ -64,6 +66,7 @@ impl Context {
             subtask: self.subtask,
             parallelism: self.parallelism,
             batch_size: self.batch_size,
+            batch_bytes: self.batch_bytes,
             task: Arc::clone(&self.task),
             io: self.io.clone(),
             clock: Arc::clone(&self.clock),

@@ -1,16 +1,16 @@
 //! Filter: keeps the rows for which a predicate is true.
 
 use arrow::array::{Array, AsArray, BooleanArray};
-use arrow::compute::{BatchCoalescer, filter_record_batch, prep_null_mask_filter};
+use arrow::compute::{filter_record_batch, prep_null_mask_filter};
 
-use crate::data::{Batch, EngineError, Result};
+use crate::data::{Batch, Coalescer, EngineError, Result};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::FilterSpec;
 
 /// Keeps the rows for which the predicate is true, and gathers what is left into batches of the target size.
 pub(super) struct Filter {
     spec: FilterSpec,
-    gather: Option<BatchCoalescer>,
+    gather: Option<Coalescer>,
 }
 
 impl Filter {
@@ -40,7 +40,7 @@ impl Operator for Filter {
         }
         let gather = self
             .gather
-            .get_or_insert_with(|| BatchCoalescer::new(batch.schema(), cx.batch_size));
+            .get_or_insert_with(|| Coalescer::new(cx.batch_size, cx.batch_bytes));
         // A batch that loses few rows is cheaper to hand on as it is than to copy once more.
         if kept == batch.num_rows() && gather.is_empty() {
             return out.collect(batch);
@@ -53,8 +53,8 @@ impl Operator for Filter {
         if kept * 2 > cx.batch_size && gather.is_empty() {
             return out.collect(filter_record_batch(&batch, &mask)?);
         }
-        gather.push_batch_with_filter(batch, &mask)?;
-        while let Some(full) = gather.next_completed_batch() {
+        gather.push_filtered(batch, &mask)?;
+        while let Some(full) = gather.next() {
             out.collect(full)?;
         }
         Ok(())
@@ -64,8 +64,8 @@ impl Operator for Filter {
         let Some(mut gather) = self.gather.take() else {
             return Ok(());
         };
-        gather.finish_buffered_batch()?;
-        while let Some(rest) = gather.next_completed_batch() {
+        gather.flush()?;
+        while let Some(rest) = gather.next() {
             out.collect(rest)?;
         }
         Ok(())

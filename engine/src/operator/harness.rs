@@ -69,6 +69,7 @@ impl<O: Operator> Harness<O> {
             subtask: 0,
             parallelism: 1,
             batch_size: 8192,
+            batch_bytes: 4 << 20,
             task: Arc::new(TaskContext::default()),
             io: runtime.handle().clone(),
             clock: Arc::new(ManualClock::default()),

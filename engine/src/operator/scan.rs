@@ -87,10 +87,12 @@ impl Scan {
             cx.cancel.check()?;
             if self.rows_left == 0 {
                 self.current = None;
+                cx.hold_anyway(0);
                 return Ok(SourceEvent::End);
             }
             let Some(stream) = self.current.as_mut() else {
                 let Some(split) = self.splits.take() else {
+                    cx.hold_anyway(0);
                     return Ok(SourceEvent::End);
                 };
                 let _io = cx.io.enter();
@@ -188,6 +190,7 @@ mod tests {
             table: "t".into(),
             plan: PhysicalPlan(Arc::new(plan)),
             limit,
+            read_bytes: 0,
         }
     }
 

@@ -93,6 +93,8 @@ pub struct ScanSpec {
     pub plan: PhysicalPlan,
     /// Stop after this many rows per subtask.
     pub limit: Option<usize>,
+    /// Bytes that reading a split holds at once (the columns of a Parquet row group), as far as known.
+    pub read_bytes: usize,
 }
 
 /// Keeps the rows for which `predicate` is true (not false, not NULL).

@@ -24,6 +24,9 @@ use crate::runtime::subtask::{Head, SourceHead, Subtask};
 /// No channel gets fewer credits than this, however many share an input.
 const MIN_CREDIT_BYTES: usize = 256 << 10;
 
+/// The part of the memory budget that the readers of one source may book at most.
+const READERS_IN_BUDGET: usize = 4;
+
 /// The channels within one process: the inlets of the gates of the running stage.
 #[derive(Default)]
 struct LocalTransport {
@@ -192,8 +195,11 @@ impl Deployment {
                 (port, ChannelSource::Replay(nothing))
             }));
         }
-        let credit = (self.shared.environment.input_credit_bytes / channels.len()).max(MIN_CREDIT_BYTES);
-        let gate = InputGate::new(channels, credit, self.shared.cancel.clone());
+        let environment = &self.shared.environment;
+        let least = MIN_CREDIT_BYTES.min(environment.batch_bytes());
+        let credit = (environment.credit_bytes() / channels.len()).max(least);
+        let memory = self.shared.memory.pinned("input gate");
+        let gate = InputGate::new(channels, credit, self.shared.cancel.clone()).with_memory(memory);
         let mut inlets = transport.inlets.lock();
         for (index, channel) in live {
             inlets.insert(channel, gate.inlet(index));
@@ -220,7 +226,11 @@ impl Deployment {
             names.push(context.operator.clone());
             metrics.push(Arc::clone(&context.metrics));
             match (spec, splits) {
-                (OperatorSpec::Scan(_), Some(splits)) if place == 0 => {
+                (OperatorSpec::Scan(read), Some(splits)) if place == 0 => {
+                    let mut context = context;
+                    // What a reader holds; never so much that nothing is left for the operators.
+                    let most = context.memory.manager().limit_bytes() / READERS_IN_BUDGET / vertex.parallelism;
+                    context.hold_anyway(read.read_bytes.min(most));
                     let scan = build_source(spec, Arc::clone(splits))?;
                     let diagnosis = self.shared.environment.diagnosis.clone();
                     source = Some(Box::new(SourceHead {
@@ -297,6 +307,7 @@ impl Deployment {
             subtask,
             parallelism: vertex.parallelism,
             batch_size: environment.batch_size,
+            batch_bytes: environment.batch_bytes(),
             task: Arc::clone(&environment.task),
             io: environment.io.clone(),
             clock: Arc::clone(&environment.clock),
@@ -317,7 +328,9 @@ impl Deployment {
         let environment = &shared.environment;
         let gate = |partitioner, senders, timeout| {
             let clock = Arc::clone(&environment.clock);
-            OutputGate::new(partitioner, senders, environment.batch_size, timeout, clock)
+            let batch_size = (environment.batch_size, environment.batch_bytes());
+            let memory = shared.memory.pinned("output gate");
+            OutputGate::new(partitioner, senders, batch_size, timeout, clock).with_memory(memory)
         };
         let mut gates = Vec::new();
         if matches!(vertex.chain.last(), Some(OperatorSpec::Collect(_))) {

@@ -46,3 +46,23 @@ pub struct Environment {
     /// What may wait in the channels of one input of one subtask together, in bytes.
     pub input_credit_bytes: usize,
 }
+
+/// The part of the memory budget that one batch should have at most.
+const BATCHES_IN_BUDGET: usize = 128;
+const BATCH_BYTES_MIN: usize = 64 << 10;
+const BATCH_BYTES_MAX: usize = 4 << 20;
+/// The part of the memory budget that the channels of one input may hold at most.
+const INPUTS_IN_BUDGET: usize = 32;
+
+impl Environment {
+    /// Bytes that a batch should not pass by much.
+    pub fn batch_bytes(&self) -> usize {
+        (self.memory.limit_bytes() / BATCHES_IN_BUDGET).clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX)
+    }
+
+    /// What may wait in the channels of one input of one subtask together, in bytes: less where memory is scarce.
+    pub fn credit_bytes(&self) -> usize {
+        let share = self.memory.limit_bytes() / INPUTS_IN_BUDGET;
+        self.input_credit_bytes.min(share.max(BATCH_BYTES_MIN))
+    }
+}

@@ -74,11 +74,13 @@ pub fn submit(graph: JobGraph, environment: &Environment) -> Result<JobHandle> {
     let cancel = CancelToken::new();
     let metrics = Arc::new(JobMetrics::new(&execution.graph));
     let collectors = collecting_subtasks(&execution.graph);
+    let memory = environment.memory.job();
     let results = InputGate::new(
         (0..collectors).map(|_| (0, ChannelSource::Live)).collect(),
-        environment.input_credit_bytes / collectors.max(1),
+        environment.credit_bytes() / collectors.max(1),
         cancel.clone(),
-    );
+    )
+    .with_memory(memory.pinned("result"));
     let id = format!("{:x}-{}", std::process::id(), NEXT_JOB.fetch_add(1, Ordering::Relaxed));
     let graph = Arc::new(execution.graph.clone());
     let mut shared = JobShared {
@@ -87,7 +89,7 @@ pub fn submit(graph: JobGraph, environment: &Environment) -> Result<JobHandle> {
         execution,
         cancel: cancel.clone(),
         metrics: Arc::clone(&metrics),
-        memory: environment.memory.job(),
+        memory,
         spill: Arc::new(SpillDirectory::new(
             &environment.spill_parent,
             environment.spill_compression,

@@ -74,6 +74,7 @@ fn scan_of(plan: Arc<dyn ExecutionPlan>) -> OperatorSpec {
         table: "t".into(),
         plan: PhysicalPlan(plan),
         limit: None,
+        read_bytes: 0,
     })
 }
 

@@ -122,6 +122,7 @@ impl Lowering<'_> {
             table: "the empty grouping set".into(),
             plan: PhysicalPlan(plan),
             limit: None,
+            read_bytes: 0,
         });
         let source = self.source(scan, 1, Arc::clone(&schema), estimate);
         let nothing = Aggregates {

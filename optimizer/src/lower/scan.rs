@@ -19,6 +19,7 @@ use datafusion::physical_plan::filter_pushdown::PushedDown;
 use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
+use datafusion_datasource_parquet::metadata::CachedParquetMetaData;
 use thalweg_engine::Result;
 use thalweg_engine::plan::{OperatorSpec, PhysicalPlan, ScanSpec};
 
@@ -119,10 +120,35 @@ impl Lowering<'_> {
         let schema = plan.schema();
         let scan = OperatorSpec::Scan(ScanSpec {
             table,
+            read_bytes: self.row_group_bytes(&plan).unwrap_or(0),
             plan: PhysicalPlan(plan),
             limit,
         });
         self.source(scan, parallelism, schema, estimate)
+    }
+
+    /// Bytes of the columns that are read, in the largest row group of a scan of Parquet files: a reader holds all of
+    /// it. Known when the footers are in DataFusion's cache, as they are when statistics were collected.
+    fn row_group_bytes(&self, plan: &Arc<dyn ExecutionPlan>) -> Option<usize> {
+        let source = plan.downcast_ref::<DataSourceExec>()?.data_source();
+        let config = source.downcast_ref::<FileScanConfig>()?;
+        let footers = self.session.runtime_env().cache_manager.get_file_metadata_cache();
+        let schema = plan.schema();
+        let mut largest = 0;
+        for file in config.file_groups.iter().flat_map(|group| group.iter()) {
+            let cached = footers.get(&file.object_meta.location)?;
+            let footer = cached.file_metadata.as_any().downcast_ref::<CachedParquetMetaData>()?;
+            for group in footer.parquet_metadata().row_groups() {
+                let columns = group.columns().iter();
+                let read = columns.filter(|column| {
+                    let root = column.column_path().parts().first();
+                    root.is_some_and(|name| schema.column_with_name(name).is_some())
+                });
+                let bytes: i64 = read.map(|column| column.compressed_size()).sum();
+                largest = largest.max(usize::try_from(bytes).unwrap_or(0));
+            }
+        }
+        Some(largest)
     }
 
     pub(super) fn values(&mut self, values: &Values) -> Result<Stream> {

@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, UInt32Array};
+use arrow::array::{Array, ArrayRef, UInt32Array};
 use arrow::compute::{concat, interleave, take};
-use arrow::datatypes::{ByteViewType, DataType, SchemaRef};
+use arrow::datatypes::SchemaRef;
 
-use crate::data::{Batch, Result};
+use crate::data::{Batch, Result, compact_views};
 use crate::operator::Context;
 
 /// The largest column that is made one array: the offsets of strings and lists are 32 bits wide.
@@ -90,7 +90,7 @@ impl Gather {
             }
         });
         let columns = columns.collect::<Result<Vec<_>>>()?;
-        without_unused_strings(Batch::try_new(Arc::clone(&self.schema), columns)?)
+        compact_views(Batch::try_new(Arc::clone(&self.schema), columns)?)
     }
 }
 
@@ -121,25 +121,4 @@ fn whole(pieces: Vec<ArrayRef>, cx: &mut Context) -> Result<Column> {
     };
     cx.memory.shrink(bytes);
     Ok(column)
-}
-
-/// Copies the strings of views that refer to buffers much larger than themselves: few rows must not keep the buffers
-/// of a whole input alive, nor be counted as large as that by whoever queues them.
-pub(in crate::operator) fn without_unused_strings(batch: Batch) -> Result<Batch> {
-    fn is_sparse<T: ByteViewType + ?Sized>(views: &arrow::array::GenericByteViewArray<T>) -> bool {
-        let held: usize = views.data_buffers().iter().map(|buffer| buffer.capacity()).sum();
-        held > 2 * views.total_buffer_bytes_used()
-    }
-    let is_view = |data_type: &DataType| matches!(data_type, DataType::Utf8View | DataType::BinaryView);
-    if !batch.columns().iter().any(|column| is_view(column.data_type())) {
-        return Ok(batch);
-    }
-    let columns = batch.columns().iter().map(|column| -> ArrayRef {
-        match column.data_type() {
-            DataType::Utf8View if is_sparse(column.as_string_view()) => Arc::new(column.as_string_view().gc()),
-            DataType::BinaryView if is_sparse(column.as_binary_view()) => Arc::new(column.as_binary_view().gc()),
-            _ => Arc::clone(column),
-        }
-    });
-    Ok(Batch::try_new(batch.schema(), columns.collect())?)
 }

@@ -23,7 +23,7 @@ use crate::operator::sort::top_n::TopN;
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::SortSpec;
 
-pub(in crate::operator) use gather::without_unused_strings;
+pub(in crate::operator) use crate::data::compact_views as without_unused_strings;
 pub(in crate::operator) use keys::{BatchKeys, KeyEncoder};
 pub use ranges::SharedRuns;
 

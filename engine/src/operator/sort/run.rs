@@ -5,10 +5,10 @@ use std::cmp::Ordering;
 use arrow::datatypes::SchemaRef;
 use thalweg_memory::{Reservation, SpillFile, SpillReader, SpillWriter};
 
-use crate::data::{Batch, Result};
+use crate::data::{Batch, Result, compact_views};
 use crate::operator::Context;
 use crate::operator::sort::entries::{Entry, place};
-use crate::operator::sort::gather::{Gather, without_unused_strings};
+use crate::operator::sort::gather::Gather;
 use crate::operator::sort::keys::{BatchKeys, KeyEncoder, OwnedKey};
 
 /// A block never has more rows than this, however narrow they are.
@@ -101,7 +101,7 @@ impl RunWriter {
 
     /// Appends the next rows in order as one block.
     pub(super) fn write(&mut self, batch: Batch, encoder: &KeyEncoder, cx: &Context) -> Result<()> {
-        let batch = without_unused_strings(batch)?;
+        let batch = compact_views(batch)?;
         let before = self.writer.bytes();
         self.firsts.push(encoder.encode(&batch.slice(0, 1))?.owned(0));
         self.rows.push(batch.num_rows());

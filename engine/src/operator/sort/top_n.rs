@@ -7,8 +7,7 @@ use arrow::array::UInt32Array;
 use arrow::compute::{interleave_record_batch, take_record_batch};
 use datafusion::common::utils::memory::RecordBatchMemoryCounter;
 
-use crate::data::{Batch, Result};
-use crate::operator::sort::gather::without_unused_strings;
+use crate::data::{Batch, Result, compact_views};
 use crate::operator::sort::keys::{BatchKeys, KeyEncoder};
 use crate::operator::{Collector, Context};
 use crate::plan::SortKey;
@@ -102,7 +101,7 @@ impl TopN {
             return Ok(Some(Piece { batch, keys }));
         }
         let rows: UInt32Array = rows.into_iter().map(|row| row as u32).collect();
-        let batch = without_unused_strings(take_record_batch(&batch, &rows)?)?;
+        let batch = compact_views(take_record_batch(&batch, &rows)?)?;
         let keys = encoder.encode(&batch)?;
         Ok(Some(Piece { batch, keys }))
     }
@@ -167,7 +166,7 @@ impl TopN {
 
     fn gather(&self, places: &[Place]) -> Result<Batch> {
         let batches: Vec<&Batch> = self.pieces.iter().map(|piece| &piece.batch).collect();
-        without_unused_strings(interleave_record_batch(&batches, places)?)
+        compact_views(interleave_record_batch(&batches, places)?)
     }
 
     pub(super) fn finish(&mut self, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {

@@ -1,0 +1,29 @@
+//! String and binary views, and the buffers behind them.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, GenericByteViewArray};
+use arrow::datatypes::{ByteViewType, DataType};
+
+use crate::data::{Batch, Result};
+
+/// Copies the strings of views that refer to buffers much larger than themselves: few rows must not keep the buffers
+/// of a whole input alive, nor be counted as large as that by whoever queues them.
+pub(crate) fn compact_views(batch: Batch) -> Result<Batch> {
+    fn is_sparse<T: ByteViewType + ?Sized>(views: &GenericByteViewArray<T>) -> bool {
+        let held: usize = views.data_buffers().iter().map(|buffer| buffer.capacity()).sum();
+        held > 2 * views.total_buffer_bytes_used()
+    }
+    let is_view = |data_type: &DataType| matches!(data_type, DataType::Utf8View | DataType::BinaryView);
+    if !batch.columns().iter().any(|column| is_view(column.data_type())) {
+        return Ok(batch);
+    }
+    let columns = batch.columns().iter().map(|column| -> ArrayRef {
+        match column.data_type() {
+            DataType::Utf8View if is_sparse(column.as_string_view()) => Arc::new(column.as_string_view().gc()),
+            DataType::BinaryView if is_sparse(column.as_binary_view()) => Arc::new(column.as_binary_view().gc()),
+            _ => Arc::clone(column),
+        }
+    });
+    Ok(Batch::try_new(batch.schema(), columns.collect())?)
+}
