@@ -127,7 +127,7 @@ impl Sort {
                 .iter()
                 .map(|(name, path)| {
                     format!(
-                        "CREATE TABLE {name} (key BYTEA, payload BYTEA) WITH ('connector' = 'filesystem', \
+                        "CREATE TABLE {name} (\"key\" BYTEA, payload BYTEA) WITH ('connector' = 'filesystem', \
                          'path' = '{}/', 'format' = 'fixed', 'fixed.lengths' = '{KEY},{}')",
                         path.display(),
                         RECORD - KEY

@@ -40,7 +40,9 @@ pub(crate) fn in_child() -> Value {
 
 /// The child's work: the statements of `setup`, then `query` with the clock running.
 pub(crate) fn run_session(arguments: &Arguments, setup: &[String], query: &str) -> Value {
-    measured(arguments, setup, query).unwrap_or_else(|error| json!({"failed": error.to_string()}))
+    let mut told = measured(arguments, setup, query).unwrap_or_else(|error| json!({"failed": error.to_string()}));
+    told["peak_rss_mb"] = json!(peak_rss_bytes() >> 20);
+    told
 }
 
 fn measured(arguments: &Arguments, setup: &[String], query: &str) -> thalweg::Result<Value> {
@@ -67,7 +69,6 @@ fn measured(arguments: &Arguments, setup: &[String], query: &str) -> thalweg::Re
         "version": env!("CARGO_PKG_VERSION"),
         "seconds": seconds,
         "spilled_bytes": progress.snapshot().spilled_bytes,
-        "peak_rss_mb": peak_rss_bytes() >> 20,
         "answer": answer(&rows),
     }))
 }
