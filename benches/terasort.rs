@@ -1,12 +1,13 @@
 //! TeraSort: 100-byte records with 10-byte printable keys, as gensort makes them, from files to sorted files.
 //!
 //! `cargo bench --bench terasort -- [--rows 20000000] [--memory 512MB] [--format parquet] [--parallelism 2]
-//! [--repeats 5] [--peers duckdb,datafusion,polars] [--dir DIR]`
+//! [--repeats 5] [--sync true] [--peers duckdb,datafusion,polars] [--dir DIR]`
 //!
 //! The input is made once and kept under `target/test-data/terasort`. Time counts from when the session and its
 //! table are set up until the files have their final names. The output is checked as valsort does: order, count and
 //! the sum of the records' hashes. `--format raw` reads and writes files of bare records; the peers always sort the
-//! Parquet files. See `benches/measure` for what is printed and `benches/measure/peers.rs` for the peers.
+//! Parquet files. They leave it to the system when their output reaches the disk; `--sync false` lets ours do so, too.
+//! See `benches/measure` for what is printed and `benches/measure/peers.rs` for the peers.
 
 #![allow(missing_docs, reason = "a benchmark is a program")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on panics")]
@@ -35,7 +36,7 @@ const RECORD: usize = 100;
 const KEY: usize = 10;
 
 fn main() {
-    let arguments = Arguments::parse(&[("rows", "20000000"), ("format", "parquet"), ("copy-options", "")]);
+    let arguments = Arguments::parse(&[("rows", "20000000"), ("format", "parquet"), ("sync", "true")]);
     let sort = Sort::new(&arguments);
     if arguments.child {
         println!("{}", run_session(&arguments, &sort.setup(), &sort.query()));
@@ -51,7 +52,7 @@ fn main() {
         bytes: sort.rows * RECORD as u64,
         params: json!({
             "rows": sort.rows, "format": sort.format.name(), "memory_mb": arguments.memory_mb(),
-            "parallelism": arguments.parallelism, "copy_options": arguments.own("copy-options"),
+            "parallelism": arguments.parallelism, "sync": sort.sync,
         }),
     };
     let mut contenders = vec![Contender {
@@ -87,7 +88,7 @@ impl Format {
 struct Sort {
     rows: u64,
     format: Format,
-    copy_options: String,
+    sync: bool,
     /// Of this number of rows: inputs, and the output of the run that is going on.
     folder: PathBuf,
 }
@@ -103,7 +104,7 @@ impl Sort {
         Self {
             rows,
             format,
-            copy_options: arguments.own("copy-options").to_string(),
+            sync: arguments.own("sync").parse().unwrap(),
             folder: arguments.folder(&format!("terasort/rows-{rows}")),
         }
     }
@@ -128,9 +129,10 @@ impl Sort {
                 .map(|(name, path)| {
                     format!(
                         "CREATE TABLE {name} (\"key\" BYTEA, payload BYTEA) WITH ('connector' = 'filesystem', \
-                         'path' = '{}/', 'format' = 'fixed', 'fixed.lengths' = '{KEY},{}')",
+                         'path' = '{}/', 'format' = 'fixed', 'fixed.lengths' = '{KEY},{}', 'sink.sync' = '{}')",
                         path.display(),
-                        RECORD - KEY
+                        RECORD - KEY,
+                        self.sync
                     )
                 })
                 .collect(),
@@ -139,15 +141,12 @@ impl Sort {
 
     fn query(&self) -> String {
         match self.format {
-            Format::Parquet => {
-                let separator = if self.copy_options.is_empty() { "" } else { ", " };
-                format!(
-                    "COPY (SELECT key, payload FROM t ORDER BY key) TO '{}/' STORED AS PARQUET \
-                     OPTIONS (compression uncompressed{separator}{})",
-                    self.out().display(),
-                    self.copy_options
-                )
-            }
+            Format::Parquet => format!(
+                "COPY (SELECT key, payload FROM t ORDER BY key) TO '{}/' STORED AS PARQUET \
+                 OPTIONS (compression uncompressed, 'sink.sync' {})",
+                self.out().display(),
+                self.sync
+            ),
             Format::Raw => "INSERT INTO sorted SELECT key, payload FROM t ORDER BY key".into(),
         }
     }

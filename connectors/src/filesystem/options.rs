@@ -42,6 +42,8 @@ pub struct FileOptions {
     pub single_file: Option<bool>,
     /// Whether an existing single file is replaced.
     pub replace: bool,
+    /// Whether a local file is synchronized to disk before it gets its final name.
+    pub sync: bool,
     /// The most files that a subtask holds open.
     pub max_open_files: usize,
     /// The most bytes that a subtask holds in its files' writers.
@@ -68,6 +70,7 @@ const COMMON: &[Known] = &[
         assign(&mut o.single_file, Some(parse_bool(v)?))
     }),
     Known("sink.replace", &[], |o, v| assign(&mut o.replace, parse_bool(v)?)),
+    Known("sink.sync", &[], |o, v| assign(&mut o.sync, parse_bool(v)?)),
     Known("sink.max-open-files", &[], |o, v| {
         assign(&mut o.max_open_files, positive(v)?)
     }),
@@ -219,6 +222,7 @@ impl FileOptions {
             keep_partition_columns: false,
             single_file: None,
             replace: false,
+            sync: true,
             max_open_files: 64,
             buffer_bytes: 64 << 20,
         }

@@ -182,7 +182,7 @@ async fn a_file_that_ends_within_a_record_is_named() {
         let error = collect(Arc::clone(&plan), context.task_ctx()).await.unwrap_err();
         let message = locate_bad_record(&plan, &context.runtime_env(), &error).await.unwrap();
         let expected = format!(
-            "{}: Execution error: the file has {bytes} bytes, which is not a multiple of the 11 bytes of a record",
+            "{}: the file has {bytes} bytes, which is not a multiple of the 11 bytes of a record",
             path.display()
         );
         assert_eq!(message, expected);
@@ -241,7 +241,12 @@ async fn partitions_are_directories_and_not_in_the_records() {
         ("v", Arc::new(BinaryArray::from(vec![b"11".as_slice(), b"22", b"33"]))),
     ];
     let batch = Batch::try_from_iter(columns).unwrap();
-    let of = options(&[("path", path.as_str()), ("format", "fixed"), ("fixed.lengths", "2")]);
+    let of = options(&[
+        ("path", path.as_str()),
+        ("format", "fixed"),
+        ("fixed.lengths", "2"),
+        ("sink.sync", "false"),
+    ]);
     let by = ["p".to_string()];
     let table = create_table(&context.state(), batch.schema(), &by, &of).await.unwrap();
     let sink = sink_of(table.as_ref()).unwrap().unwrap();
