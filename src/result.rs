@@ -135,6 +135,8 @@ pub struct Progress {
     pub splits_done: usize,
     /// Splits in all; 0 before the sources are open.
     pub splits_total: usize,
+    /// Bytes that operators and blocking exchanges have written to spill files; those of exchanges when the job ends.
+    pub spilled_bytes: u64,
     /// Since the query started.
     pub elapsed: Duration,
 }
@@ -153,6 +155,7 @@ impl ProgressHandle {
             rows_out: self.rows_out.load(Ordering::Relaxed),
             splits_done: progress.splits_taken,
             splits_total: progress.splits_total,
+            spilled_bytes: progress.spilled_bytes,
             elapsed: self.started.elapsed(),
         }
     }

@@ -102,6 +102,7 @@ mod tests {
             rows_out: 0,
             splits_done: 3,
             splits_total: 12,
+            spilled_bytes: 0,
             elapsed: Duration::from_millis(1500),
         };
         assert_eq!(

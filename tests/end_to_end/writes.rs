@@ -194,3 +194,48 @@ fn blackhole_counts_and_cannot_be_read() {
     );
     assert!(cause.contains("size"), "{cause}");
 }
+
+#[test]
+fn records_of_fixed_length_are_sorted_from_file_to_file() {
+    let session = session(4);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().display();
+    // Three-byte keys, scattered, and a payload that follows from the key.
+    let keys: Vec<u32> = (0..150_000)
+        .map(|row: u32| row.wrapping_mul(2_654_435_761) >> 8)
+        .collect();
+    let record = |key: &u32| [&key.to_be_bytes()[1..], b"payload of ", &key.to_be_bytes()[1..]].concat();
+    let input: Vec<u8> = keys.iter().flat_map(record).collect();
+    std::fs::create_dir(folder.path().join("in")).unwrap();
+    std::fs::write(folder.path().join("in/1.bin"), &input[..17 * 100_000]).unwrap();
+    std::fs::write(folder.path().join("in/2.bin"), &input[17 * 100_000..]).unwrap();
+    for name in ["in", "out"] {
+        done(
+            &session,
+            &format!(
+                "CREATE TABLE \"{name}\" (\"key\" BYTEA, payload BYTEA) WITH ('connector' = 'filesystem', \
+                 'path' = '{path}/{name}/', 'format' = 'fixed', 'fixed.lengths' = '3,14')"
+            ),
+        );
+    }
+    let sort = "INSERT INTO out SELECT \"key\", payload FROM \"in\" ORDER BY \"key\"";
+    assert_eq!(rows(&session, sort).unwrap(), vec![vec![Some("150000".to_string())]]);
+    let written: Vec<u8> = files(&folder.path().join("out"))
+        .iter()
+        .flat_map(|file| std::fs::read(folder.path().join("out").join(file)).unwrap())
+        .collect();
+    let mut sorted = keys;
+    sorted.sort_unstable();
+    assert!(written == sorted.iter().flat_map(record).collect::<Vec<u8>>());
+
+    let wrong = "INSERT INTO out SELECT \"key\", \"key\" AS payload FROM \"in\"";
+    let (message, _) = failure(&session, wrong);
+    assert!(
+        message.contains("column 'payload' has a value of 3 bytes where records hold 14"),
+        "{message}"
+    );
+    std::fs::write(folder.path().join("in/3.bin"), b"too short").unwrap();
+    let (message, _) = failure(&session, "SELECT max(payload) FROM \"in\"");
+    let expected = "3.bin: the file has 9 bytes, which is not a multiple of the 17 bytes of a record";
+    assert!(message.contains(expected), "{message}");
+}

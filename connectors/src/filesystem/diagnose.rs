@@ -93,6 +93,7 @@ async fn read_whole(
     let format = scan.file_source().file_type();
     if !matches!(format, "csv" | "json") {
         return Some(match format {
+            "fixed" => format!(": {}", text.strip_prefix("Execution error: ").unwrap_or(&text)),
             "parquet" => format!(": not a Parquet file, or truncated or damaged ({text})"),
             other => format!(": not a valid {other} file, or truncated or damaged ({text})"),
         });

@@ -15,6 +15,7 @@ use parquet::arrow::ArrowWriter;
 use thalweg_engine::{Batch, EngineError, Result};
 
 use crate::filesystem::compress::Compressed;
+use crate::filesystem::fixed::FixedEncoder;
 use crate::filesystem::storage::StagedFile;
 use crate::filesystem::{FileOptions, Format};
 
@@ -96,6 +97,7 @@ pub(super) fn encoder(
             let builder = AvroWriterBuilder::new(schema.as_ref().clone()).with_compression(options.avro);
             Box::new(AvroEncoder(builder.build::<_, AvroOcfFormat>(file)?))
         }
+        Format::Fixed => Box::new(FixedEncoder::try_new(schema, &options.fixed_lengths, file)?),
     })
 }
 

@@ -16,6 +16,8 @@ pub enum Format {
     Arrow,
     /// Avro object container files.
     Avro,
+    /// Records of one length, without anything between them.
+    Fixed,
 }
 
 /// File extensions, the first of each format is the one it writes.
@@ -25,6 +27,7 @@ const EXTENSIONS: &[(Format, &[&str])] = &[
     (Format::Json, &["json", "ndjson", "jsonl"]),
     (Format::Arrow, &["arrow", "ipc", "feather"]),
     (Format::Avro, &["avro"]),
+    (Format::Fixed, &["fixed", "bin"]),
 ];
 
 const COMPRESSIONS: &[(CompressionTypeVariant, &str)] = &[
@@ -47,7 +50,7 @@ impl Format {
             .map(|(format, _)| *format)
             .ok_or_else(|| {
                 EngineError::Plan(format!(
-                    "there is no file format '{name}'; the formats are: parquet, csv, json, arrow, avro"
+                    "there is no file format '{name}'; the formats are: parquet, csv, json, arrow, avro, fixed"
                 ))
             })
     }
@@ -76,6 +79,7 @@ impl Format {
             Format::Json => "json",
             Format::Arrow => "arrow",
             Format::Avro => "avro",
+            Format::Fixed => "fixed",
         }
     }
 

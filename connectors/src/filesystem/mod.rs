@@ -1,9 +1,10 @@
-//! Files: Parquet, CSV, JSON lines, Arrow IPC and Avro, on local disks and in object stores.
+//! Files: Parquet, CSV, JSON lines, Arrow IPC, Avro and records of fixed length, on local disks and in object stores.
 
 mod compress;
 mod convert;
 mod diagnose;
 mod encode;
+mod fixed;
 mod format;
 mod hive;
 mod options;

@@ -32,6 +32,8 @@ pub struct FileOptions {
     pub arrow: Option<IpcCompression>,
     /// Compression of Avro blocks.
     pub avro: Option<CompressionCodec>,
+    /// The lengths of the columns in files of format `fixed`; none where the types say them.
+    pub fixed_lengths: Vec<usize>,
     /// The columns that name directories.
     pub partition_by: Vec<String>,
     /// Whether partition columns also stay in the files.
@@ -40,6 +42,8 @@ pub struct FileOptions {
     pub single_file: Option<bool>,
     /// Whether an existing single file is replaced.
     pub replace: bool,
+    /// Whether a local file is synchronized to disk before it gets its final name.
+    pub sync: bool,
     /// The most files that a subtask holds open.
     pub max_open_files: usize,
     /// The most bytes that a subtask holds in its files' writers.
@@ -66,6 +70,7 @@ const COMMON: &[Known] = &[
         assign(&mut o.single_file, Some(parse_bool(v)?))
     }),
     Known("sink.replace", &[], |o, v| assign(&mut o.replace, parse_bool(v)?)),
+    Known("sink.sync", &[], |o, v| assign(&mut o.sync, parse_bool(v)?)),
     Known("sink.max-open-files", &[], |o, v| {
         assign(&mut o.max_open_files, positive(v)?)
     }),
@@ -185,6 +190,11 @@ const AVRO: &[Known] = &[Known("codec", &["compression"], |o, v| {
     assign(&mut o.avro, codec)
 })];
 
+const FIXED: &[Known] = &[Known("lengths", &[], |o, v| {
+    let lengths = v.split(',').map(positive).collect::<std::result::Result<_, _>>()?;
+    assign(&mut o.fixed_lengths, lengths)
+})];
+
 impl FileOptions {
     /// The options of files of `format` at `path` when nothing more is said.
     pub fn new(path: &str, format: Format) -> Self {
@@ -207,10 +217,12 @@ impl FileOptions {
             },
             arrow: Some(IpcCompression::LZ4_FRAME),
             avro: Some(CompressionCodec::Snappy),
+            fixed_lengths: Vec::new(),
             partition_by: Vec::new(),
             keep_partition_columns: false,
             single_file: None,
             replace: false,
+            sync: true,
             max_open_files: 64,
             buffer_bytes: 64 << 20,
         }
@@ -239,7 +251,7 @@ impl FileOptions {
             Some(name) => Format::parse(name)?,
             None => Format::of_path(path).map(|(format, _)| format).ok_or_else(|| {
                 EngineError::Plan(format!(
-                    "'{path}' does not tell its format; add 'format' = 'parquet', 'csv', 'json', 'arrow' or 'avro'"
+                    "'{path}' does not tell its format; add 'format' = 'parquet', 'csv', 'json', 'arrow', 'avro' or 'fixed'"
                 ))
             })?,
         };
@@ -272,6 +284,7 @@ impl FileOptions {
             Format::Parquet => PARQUET,
             Format::Arrow => ARROW,
             Format::Avro => AVRO,
+            Format::Fixed => FIXED,
         }
     }
 

@@ -12,10 +12,11 @@ use thalweg_engine::operator::{PreparedSink, SinkConnector, SinkJob, SinkWriter}
 use thalweg_engine::plan::SinkSpec;
 use thalweg_engine::{Batch, EngineError, Result};
 
-use crate::filesystem::FileOptions;
 use crate::filesystem::encode::{EncodeResult, FileEncoder, encoder, file_schema};
+use crate::filesystem::fixed::Layout;
 use crate::filesystem::partition::Partitioner;
 use crate::filesystem::storage::{Storage, Target};
+use crate::filesystem::{FileOptions, Format};
 
 /// Makes sinks that write files; see [`FileOptions`] for the options.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +33,9 @@ impl SinkConnector for FileSinkConnector {
         let rows = file_schema(options.format, &spec.schema.0)?;
         let partitioner = Partitioner::try_new(&rows, &options.partition_by, options.keep_partition_columns)?;
         let files = partitioner.file_schema(&rows)?;
+        if options.format == Format::Fixed {
+            Layout::try_new(&files, &options.fixed_lengths).map_err(EngineError::Plan)?;
+        }
         let storage = target.storage(&options, job)?;
         // Told while the job is planned, not after it has run for an hour.
         if let Target::File { name, .. } = &target
@@ -320,7 +324,6 @@ mod tests {
     use arrow::array::{ArrayRef, Int64Array};
 
     use super::*;
-    use crate::filesystem::Format;
     use crate::filesystem::storage::{Folder, StagedFile};
 
     /// A disk on which nothing fits.

@@ -133,7 +133,13 @@ impl Target {
         };
         let rename_on_clash = matches!(self, Target::Folder(_));
         Ok(match folder {
-            Folder::Local(folder) => Arc::new(LocalStorage::new(folder.clone(), &job.job, replace, rename_on_clash)),
+            Folder::Local(folder) => Arc::new(LocalStorage::new(
+                folder.clone(),
+                &job.job,
+                replace,
+                rename_on_clash,
+                options.sync,
+            )),
             Folder::Store { url, prefix } => {
                 let store = store_of(&job.runtime, url)?;
                 Arc::new(ObjectStorage::new(

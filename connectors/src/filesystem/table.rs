@@ -27,6 +27,7 @@ use datafusion::physical_plan::projection::ProjectionExec;
 use thalweg_engine::plan::{SchemaSpec, SinkSpec};
 use thalweg_engine::{EngineError, Result};
 
+use crate::filesystem::fixed::{FixedFormat, Layout};
 use crate::filesystem::storage::{Target, local_path};
 use crate::filesystem::{FileOptions, Format, hive};
 
@@ -98,6 +99,9 @@ pub async fn create_table(
         listing.infer_schema(state, &url).await?
     };
     let (files, partitions, schema) = split_columns(&found, &parsed.partition_by, declared)?;
+    if parsed.format == Format::Fixed {
+        Layout::try_new(&files, &parsed.fixed_lengths).map_err(EngineError::Plan)?;
+    }
     let order = column_order(&schema, &files, &partitions)?;
     let null_literal = parsed
         .csv
@@ -239,6 +243,7 @@ fn reader(state: &dyn Session, options: &FileOptions) -> Arc<dyn FileFormat> {
         Format::Json => Arc::new(JsonFormat::default().with_options(options.json.clone())),
         Format::Arrow => Arc::new(ArrowFormat),
         Format::Avro => Arc::new(AvroFormat),
+        Format::Fixed => Arc::new(FixedFormat::new(options.fixed_lengths.clone())),
     }
 }
 

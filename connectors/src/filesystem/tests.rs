@@ -19,13 +19,13 @@ use tokio::runtime::Handle;
 use super::*;
 use crate::{create_table as create, sink_of};
 
-fn options(of: &[(&str, &str)]) -> BTreeMap<String, String> {
+pub(super) fn options(of: &[(&str, &str)]) -> BTreeMap<String, String> {
     of.iter()
         .map(|(key, value)| (key.to_string(), value.to_string()))
         .collect()
 }
 
-fn spec(schema: SchemaRef, of: &[(&str, &str)]) -> SinkSpec {
+pub(super) fn spec(schema: SchemaRef, of: &[(&str, &str)]) -> SinkSpec {
     SinkSpec {
         connector: "filesystem".into(),
         options: options(of),
@@ -43,7 +43,7 @@ fn prepare(context: &SessionContext, spec: &SinkSpec) -> Result<Arc<dyn Prepared
 }
 
 /// Writes each inner vector with a writer of its own, and commits.
-fn write(context: &SessionContext, spec: &SinkSpec, inputs: &[Vec<Batch>]) -> Result<()> {
+pub(super) fn write(context: &SessionContext, spec: &SinkSpec, inputs: &[Vec<Batch>]) -> Result<()> {
     let sink = prepare(context, spec)?;
     for (subtask, batches) in inputs.iter().enumerate() {
         let mut writer = sink.writer(subtask, inputs.len())?;
@@ -53,7 +53,7 @@ fn write(context: &SessionContext, spec: &SinkSpec, inputs: &[Vec<Batch>]) -> Re
     sink.commit()
 }
 
-async fn query(context: &SessionContext, sql: &str) -> Batch {
+pub(super) async fn query(context: &SessionContext, sql: &str) -> Batch {
     let frame = context.sql(sql).await.unwrap();
     let schema = Arc::new(frame.schema().as_arrow().clone());
     let batches = frame.collect().await.unwrap();
@@ -93,7 +93,7 @@ fn rows() -> Batch {
 }
 
 /// Every path below `folder`, relative.
-fn tree(folder: &Path) -> Vec<String> {
+pub(super) fn tree(folder: &Path) -> Vec<String> {
     fn walk(folder: &Path, root: &Path, found: &mut Vec<String>) {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();

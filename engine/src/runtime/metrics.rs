@@ -48,6 +48,8 @@ pub struct Progress {
     pub splits_taken: usize,
     /// Splits in all.
     pub splits_total: usize,
+    /// Bytes that operators and blocking exchanges spilled.
+    pub spilled_bytes: u64,
 }
 
 impl JobMetrics {
@@ -98,10 +100,15 @@ impl JobMetrics {
         self.exchange_spilled_bytes.load(Ordering::Relaxed)
     }
 
-    /// How far the sources have come.
+    /// How far the sources have come, and what was spilled.
     pub fn progress(&self) -> Progress {
-        let mut progress = Progress::default();
+        let mut progress = Progress {
+            spilled_bytes: self.exchange_spilled_bytes(),
+            ..Progress::default()
+        };
         for (vertex, names) in self.names.iter().enumerate() {
+            let spilled = (0..names.len()).map(|place| self.operator(vertex, place).spilled_bytes);
+            progress.spilled_bytes += spilled.sum::<u64>();
             if names.first() == Some(&"Scan") {
                 let scan = self.operator(vertex, 0);
                 progress.rows_read += scan.rows_out;

@@ -21,6 +21,8 @@ pub(crate) struct LocalStorage {
     job: String,
     replace: bool,
     rename_on_clash: bool,
+    /// Whether files are on the disk, rather than with the system, before they get their final names.
+    sync: bool,
     state: Arc<Mutex<State>>,
 }
 
@@ -37,7 +39,7 @@ struct State {
 }
 
 impl LocalStorage {
-    pub(crate) fn new(folder: PathBuf, job: &str, replace: bool, rename_on_clash: bool) -> Self {
+    pub(crate) fn new(folder: PathBuf, job: &str, replace: bool, rename_on_clash: bool, sync: bool) -> Self {
         // The id becomes part of a file name.
         let safe = |c: char| {
             if c.is_ascii_alphanumeric() || "-_.".contains(c) {
@@ -52,6 +54,7 @@ impl LocalStorage {
             job,
             replace,
             rename_on_clash,
+            sync,
             state: Arc::default(),
         }
     }
@@ -129,6 +132,7 @@ impl Storage for LocalStorage {
         Ok(Box::new(LocalFile {
             file: BufWriter::with_capacity(256 << 10, file),
             name: name.to_string(),
+            sync: self.sync,
             state: Arc::clone(&self.state),
         }))
     }
@@ -180,6 +184,9 @@ impl Storage for LocalStorage {
             Self::remove_made(&mut state);
             return outcome;
         }
+        if !self.sync {
+            return Ok(());
+        }
         // The names are safe when their folders are.
         let mut folders: Vec<&Path> = published.iter().filter_map(|path| path.parent()).collect();
         folders.sort();
@@ -211,6 +218,7 @@ impl Drop for LocalStorage {
 struct LocalFile {
     file: BufWriter<File>,
     name: String,
+    sync: bool,
     state: Arc<Mutex<State>>,
 }
 
@@ -228,7 +236,9 @@ impl Write for LocalFile {
 impl StagedFile for LocalFile {
     fn complete(mut self: Box<Self>) -> io::Result<()> {
         self.file.flush()?;
-        self.file.get_ref().sync_data()?;
+        if self.sync {
+            self.file.get_ref().sync_data()?;
+        }
         self.state.lock().complete.push(self.name);
         Ok(())
     }
