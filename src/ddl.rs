@@ -15,6 +15,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 
 use crate::error::{Error, Result};
+use crate::memory_table::{BookedTable, Booking};
 use crate::result::Outcome;
 use crate::session::Session;
 
@@ -127,6 +128,7 @@ impl Session {
                     .with_remedy("give one of them an alias"),
             );
         }
+        let mut booking = Booking::new(self.memory().reservation(format!("the table {name} in memory")));
         let batches = match input.as_ref() {
             LogicalPlan::EmptyRelation(relation) if !relation.produce_one_row => Vec::new(),
             query => {
@@ -137,13 +139,18 @@ impl Session {
                     .map(|field| field.as_ref().clone().with_nullable(true));
                 schema = Arc::new(Schema::new(nullable.collect::<Vec<_>>()));
                 self.run(query.clone())?
-                    .map(|batch| Ok(RecordBatch::try_new(Arc::clone(&schema), batch?.columns().to_vec())?))
+                    .map(|batch| {
+                        let batch = RecordBatch::try_new(Arc::clone(&schema), batch?.columns().to_vec())?;
+                        booking.add(&batch)?;
+                        Ok(batch)
+                    })
                     .collect::<Result<Vec<_>>>()?
             }
         };
         let table = MemTable::try_new(schema, self.spread(batches))?
             .with_constraints(constraints)
             .with_column_defaults(column_defaults.into_iter().collect());
+        let table = BookedTable::new(table, booking.finish());
         self.replace_table(&name, Some(Arc::new(table)))?;
         Ok(Outcome::Done(format!("table {name} created")))
     }

@@ -16,6 +16,7 @@ mod config;
 mod ddl;
 mod error;
 mod explain;
+mod memory_table;
 mod resolver;
 mod result;
 mod script;
