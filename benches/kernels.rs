@@ -219,6 +219,7 @@ fn sort(c: &mut Criterion) {
         let spec = OperatorSpec::Sort(SortSpec {
             keys: by_first_column(&batch.schema()),
             fetch: None,
+            by_range: false,
         });
         let inputs = [slices(&batch, ROWS)];
         group.bench_function(format!("{name}, payload of 90"), |b| {
