@@ -1,0 +1,1 @@
+//! What must hold when spilling goes wrong.
