@@ -72,9 +72,10 @@ impl PartitionStream for Partition {
         let (projection, schema) = (self.projection.clone(), Arc::clone(&self.schema));
         let end = relation.rows * (self.number + 1) / PARTITIONS;
         let mut next = relation.rows * self.number / PARTITIONS;
+        let batch_rows = relation.batch_rows(&projection);
         let batches = std::iter::from_fn(move || {
             let start = next;
-            next = end.min(start + relation.batch_rows());
+            next = end.min(start + batch_rows);
             (start < next).then(|| Ok(relation.batch(start..next, &projection, &schema)))
         });
         let stream = futures::stream::iter(batches);

@@ -205,9 +205,15 @@ impl Relation {
         self.rows * Self::row_bytes(self.shape, self.payload_bytes)
     }
 
-    /// How many rows a batch has.
-    pub(crate) fn batch_rows(&self) -> u64 {
-        (BATCH_BYTES / Self::row_bytes(self.shape, self.payload_bytes)).clamp(1, BATCH_ROWS)
+    /// How many rows a batch with these columns has.
+    pub(crate) fn batch_rows(&self, projection: &[usize]) -> u64 {
+        let has_payload = projection.iter().any(|column| *column >= 3);
+        let has_wide_key = self.shape == Shape::WideKeys && projection.contains(&1);
+        let row_bytes = match has_payload || has_wide_key {
+            true => Self::row_bytes(self.shape, self.payload_bytes),
+            false => NARROW_BYTES,
+        };
+        (BATCH_BYTES / row_bytes).clamp(1, BATCH_ROWS)
     }
 
     /// The payload of the number `text`, unless it is many columns.
