@@ -192,7 +192,8 @@ impl Cell {
         }
     }
 
-    fn relations(&self) -> Pair {
+    /// The tables of the cell.
+    pub(crate) fn relations(&self) -> Pair {
         let payload_bytes = if mode_is("full") { 200 } else { 1000 };
         self.operator
             .relations(self.shape, self.data_bytes, payload_bytes, self.seed)

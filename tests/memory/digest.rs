@@ -248,9 +248,9 @@ mod tests {
             check(&[(0, false), (1, false)], &[end.clone(), up.clone()]),
             Err("row 2 comes too late".into())
         );
-        assert!(check(&[(1, false)], &[up.clone()]).is_err());
+        assert!(check(&[(1, false)], std::slice::from_ref(&up)).is_err());
         let down = batch(&[None, Some(3), Some(2)], &[Some("x"), Some("x"), Some("x")]);
-        assert_eq!(check(&[(1, false), (0, true)], &[down.clone()]), Ok(()));
+        assert_eq!(check(&[(1, false), (0, true)], std::slice::from_ref(&down)), Ok(()));
         assert!(check(&[(0, true)], &[down, end]).is_err());
     }
 }

@@ -75,7 +75,8 @@ impl Failures {
         }
         self.reports
             .sort_by_key(|(_, report)| std::cmp::Reverse(report.over_budget_bytes));
-        for (cell, report) in self.reports.iter().take(SHOWN) {
+        let over = |(_, report): &&(String, Report)| report.over_budget_bytes > 0;
+        for (cell, report) in self.reports.iter().filter(over).take(SHOWN) {
             println!(
                 "  {:5.1} MB reserved beyond the budget: {cell}",
                 report.over_budget_bytes as f64 / MB as f64

@@ -115,6 +115,18 @@ fn bytes_of_t(pair: &Pair) -> u64 {
     pair.t.bytes()
 }
 
+/// Where the key is not read: the long keys do not count then.
+fn bytes_without_key(relation: &Relation) -> u64 {
+    match relation.shape {
+        Shape::WideKeys => 0,
+        _ => relation.bytes(),
+    }
+}
+
+fn bytes_of_nested_build(pair: &Pair) -> u64 {
+    bytes_without_key(&pair.t).min(bytes_without_key(&pair.u))
+}
+
 /// Of the side that is built; rows without a key need not be kept.
 fn bytes_of_build(pair: &Pair) -> u64 {
     match pair.t.shape {
@@ -340,7 +352,7 @@ pub(crate) const NESTED_LOOPS: &[Operator] = &[
         sql: |pair| joined(pair, "INNER", &non_equi_sql(pair)),
         model: |pair| models::any_join(pair, Join::Inner, non_equi(pair)),
         order: unsorted,
-        held_bytes: |pair| pair.t.bytes().min(pair.u.bytes()),
+        held_bytes: bytes_of_nested_build,
     },
     Operator {
         name: "nested loop left join",
@@ -348,7 +360,7 @@ pub(crate) const NESTED_LOOPS: &[Operator] = &[
         sql: |pair| joined(pair, "LEFT", &non_equi_sql(pair)),
         model: |pair| models::any_join(pair, Join::Left, non_equi(pair)),
         order: unsorted,
-        held_bytes: |pair| pair.t.bytes().min(pair.u.bytes()),
+        held_bytes: bytes_of_nested_build,
     },
     Operator {
         name: "nested loop right join",
@@ -356,7 +368,7 @@ pub(crate) const NESTED_LOOPS: &[Operator] = &[
         sql: |pair| joined(pair, "RIGHT", &non_equi_sql(pair)),
         model: |pair| models::any_join(pair, Join::Right, non_equi(pair)),
         order: unsorted,
-        held_bytes: |pair| pair.t.bytes().min(pair.u.bytes()),
+        held_bytes: bytes_of_nested_build,
     },
     Operator {
         name: "nested loop full join",
@@ -364,7 +376,7 @@ pub(crate) const NESTED_LOOPS: &[Operator] = &[
         sql: |pair| joined(pair, "FULL", &non_equi_sql(pair)),
         model: |pair| models::any_join(pair, Join::Full, non_equi(pair)),
         order: unsorted,
-        held_bytes: |pair| pair.t.bytes().min(pair.u.bytes()),
+        held_bytes: bytes_of_nested_build,
     },
     Operator {
         name: "nested loop semi join",
@@ -408,7 +420,7 @@ pub(crate) const AGGREGATIONS: &[Operator] = &[
         },
         model: |pair| models::groups_of_text(&pair.t),
         order: unsorted,
-        held_bytes: |pair| pair.t.bytes() / 2,
+        held_bytes: |pair| bytes_without_key(&pair.t) / 2,
     },
     Operator {
         name: "distinct keys",
@@ -443,8 +455,9 @@ pub(crate) const AGGREGATIONS: &[Operator] = &[
         },
         order: unsorted,
         held_bytes: |pair| match pair.t.shape {
-            Shape::ManyColumns | Shape::WideKeys => 0,
-            _ => pair.t.bytes() / 2,
+            // Of one of the columns.
+            Shape::ManyColumns => 0,
+            _ => bytes_without_key(&pair.t) / 2,
         },
     },
 ];
