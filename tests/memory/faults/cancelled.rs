@@ -19,11 +19,13 @@ fn a_query_that_ends_in_mid_spill_leaves_nothing() {
     let _alone = crate::alone();
     let mut failed = Vec::new();
     for cell in spilling(1) {
-        for end in [End::Cancel, End::Drop] {
-            if let Err(error) = end_in_mid_spill(cell, end) {
-                failed.push(format!("{end:?}, {cell}: {error}"));
-            }
-        }
+        let ends = [End::Cancel, End::Drop];
+        let error = |end: &End| {
+            end_in_mid_spill(cell, *end)
+                .err()
+                .map(|error| format!("{end:?}, {cell}: {error}"))
+        };
+        failed.extend(ends.iter().find_map(error));
     }
     assert_none(&failed);
 }

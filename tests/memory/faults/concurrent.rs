@@ -8,6 +8,7 @@ use std::time::Duration;
 use thalweg::Canceller;
 
 use super::{MB, assert_none};
+use crate::allocator::{Watch, live_bytes};
 use crate::cell::{register, session, start};
 use crate::digest::OrderCheck;
 use crate::models::Pair;
@@ -39,6 +40,7 @@ fn fifty_queries_on_one_budget_all_end() {
     let expected = OPERATORS.map(|operator| (operator.model)(&pair));
     let session = session(BUDGET_BYTES, 2, folder.path());
     register(&session, &pair);
+    let watch = Watch::start(session.memory(), live_bytes());
     let (tell, told) = channel();
     let cancellers: Arc<Mutex<Vec<Canceller>>> = Arc::default();
     let start_query = |number: usize| {
@@ -76,6 +78,8 @@ fn fifty_queries_on_one_budget_all_end() {
         }
     }
     threads.into_iter().for_each(|thread| thread.join().unwrap());
+    // Each query has a headroom of its own: shown, not asserted.
+    println!("{QUERIES} queries: {:?}", watch.stop());
     assert_none(&failed);
     assert_eq!(session.memory().reserved_bytes(), 0);
     assert_eq!(spill_files(folder.path()), []);

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use super::{MB, PATIENCE, when_spilled};
+use super::{LOOK_PERIOD, MB, PATIENCE, when_spilled};
 use crate::cell::{session, start, text_of};
 use crate::spill_watch::{left, spill_files};
 
@@ -37,12 +37,20 @@ fn sort(file: &Path, spill: &Path) -> Child {
 fn spilling_sort(file: &Path, spill: &Path) -> Child {
     let (watcher, spilled) = when_spilled(spill);
     let mut child = sort(file, spill);
-    let is_spilling = spilled.recv_timeout(PATIENCE).is_ok();
+    let started = crate::now();
+    let is_spilling = loop {
+        if spilled.recv_timeout(LOOK_PERIOD).is_ok() {
+            break true;
+        }
+        if started.elapsed() > PATIENCE || child.try_wait().unwrap().is_some() {
+            break false;
+        }
+    };
     watcher.stop();
     if !is_spilling {
-        child.kill().unwrap();
+        let _ = child.kill();
         let (status, output) = end(child);
-        panic!("it has not spilled in {PATIENCE:?}: {status}: {output}");
+        panic!("it ended, or {PATIENCE:?} passed, and it had not spilled: {status}: {output}");
     }
     child
 }

@@ -49,6 +49,7 @@ fn spilling(seed: u64) -> Vec<Cell> {
     .into();
     // Here the exchange spills and the join need not.
     cells.push(Cell {
+        shape: Shape::Sorted,
         budget_bytes: 32 * MB,
         blocking: true,
         data_bytes: 24 * MB as u64,
