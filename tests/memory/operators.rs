@@ -32,6 +32,7 @@ pub(crate) struct Operator {
 }
 
 const ROW_BYTES_NARROW: u64 = 100;
+const MOST_ROWS_NARROW: u64 = 1_000_000;
 const ROW_BYTES_OF_PAIRS: u64 = 32 << 10;
 const MOST_ROWS_OF_PAIRS: u64 = 600;
 const ROWS_HOT_IN_BOTH: u64 = 2000;
@@ -43,7 +44,7 @@ impl Operator {
             Input::One => (payload_bytes, bytes / Relation::row_bytes(shape, payload_bytes)),
             Input::Two => (payload_bytes, bytes / Relation::row_bytes(shape, payload_bytes) / 2),
             Input::Narrow if shape == Shape::WideKeys => (payload_bytes, bytes / Relation::row_bytes(shape, 0)),
-            Input::Narrow => (payload_bytes, bytes / ROW_BYTES_NARROW),
+            Input::Narrow => (payload_bytes, (bytes / ROW_BYTES_NARROW).min(MOST_ROWS_NARROW)),
             Input::Pairs => {
                 let rows = bytes / Relation::row_bytes(shape, ROW_BYTES_OF_PAIRS) / 2;
                 (ROW_BYTES_OF_PAIRS, rows.min(MOST_ROWS_OF_PAIRS))

@@ -337,6 +337,7 @@ mod tests {
 
     #[test]
     fn batches_hold_the_rows_and_images_of_the_model() {
+        let _alone = crate::alone();
         prepare();
         for shape in Shape::ALL {
             let relation = relation(shape, Keys::AsShaped);

@@ -47,14 +47,14 @@ fn spilling(seed: u64) -> Vec<Cell> {
     ]
     .map(cell)
     .into();
-    // Here the exchange spills and the join need not.
-    cells.push(Cell {
-        shape: Shape::Sorted,
+    // Here the exchange spills and the join need not: texts as offsets and as views.
+    cells.extend([Shape::Sorted, Shape::Uniform].map(|shape| Cell {
+        shape,
         budget_bytes: 32 * MB,
         blocking: true,
         data_bytes: 24 * MB as u64,
         ..cell(&JOINS[0])
-    });
+    }));
     cells
 }
 
