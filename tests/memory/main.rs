@@ -5,7 +5,8 @@
 //! tests count the bytes of the whole process: they run one at a time ([`alone`]).
 //!
 //! `THALWEG_MATRIX=full` multiplies the data; `THALWEG_MATRIX=roomy` gives every cell a large budget, which tests the
-//! tests: only the answers and the leftovers count then.
+//! tests: only the answers and the leftovers count then. `THALWEG_MATRIX_CELL='sort, WideRows, 8 MB'` runs the cells
+//! with that text in their name, `THALWEG_MATRIX_TRACE=1` prints what each cell did (with `--nocapture`).
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 

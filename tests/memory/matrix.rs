@@ -45,6 +45,10 @@ impl Failures {
     }
 
     fn run(&mut self, cell: Cell) {
+        let is_chosen = |text: String| cell.to_string().contains(&text);
+        if !std::env::var("THALWEG_MATRIX_CELL").map_or(true, is_chosen) {
+            return;
+        }
         let (report, result) = cell.run();
         self.cells += 1;
         if std::env::var_os("THALWEG_MATRIX_TRACE").is_some() {
@@ -63,8 +67,13 @@ impl Failures {
             .iter()
             .map(|(_, report)| report.elapsed.as_secs_f64())
             .sum();
+        let spilled = self
+            .reports
+            .iter()
+            .filter(|(_, report)| report.spilled.files > 0)
+            .count();
         println!(
-            "{name}: {} cells, {} failed, {seconds:.1} s",
+            "{name}: {} cells, {} failed, {spilled} seen to spill, {seconds:.1} s",
             self.cells,
             self.failed.len()
         );
