@@ -1,5 +1,8 @@
 //! [`Element`]: batches and the control events that travel between them, in order, on one channel.
 
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::datatypes::DataType;
+
 use crate::data::Batch;
 
 /// "No row with an event time at or before this one is still to come", in milliseconds since the epoch
@@ -54,16 +57,20 @@ impl Element {
 const MIN_BATCH_BYTES: usize = 64;
 
 /// The bytes of a batch's rows. Slices count what they show, not the buffers behind them, which several batches
-/// may share.
+/// may share; views count the strings that they refer to.
 pub fn batch_bytes(batch: &Batch) -> usize {
-    batch
-        .columns()
-        .iter()
-        .map(|column| {
-            column
-                .to_data()
-                .get_slice_memory_size()
-                .unwrap_or_else(|_| column.get_array_memory_size())
-        })
-        .sum()
+    batch.columns().iter().map(array_bytes).sum()
+}
+
+fn array_bytes(array: &ArrayRef) -> usize {
+    let strings = match array.data_type() {
+        DataType::Utf8View => array.as_string_view().total_buffer_bytes_used(),
+        DataType::BinaryView => array.as_binary_view().total_buffer_bytes_used(),
+        _ => 0,
+    };
+    let rows = array
+        .to_data()
+        .get_slice_memory_size()
+        .unwrap_or_else(|_| array.get_array_memory_size());
+    rows + strings
 }

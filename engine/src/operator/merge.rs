@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use arrow::compute::interleave_record_batch;
 use datafusion::common::utils::memory::get_record_batch_memory_size;
 
-use crate::data::{Batch, EngineError, Result};
+use crate::data::{Batch, EngineError, Result, batch_bytes};
 use crate::operator::sort::{BatchKeys, KeyEncoder, without_unused_strings};
 use crate::operator::{Collector, Context, Operator, Port, ReadNext};
 use crate::plan::MergeSpec;
@@ -20,6 +20,8 @@ pub(super) struct Merge {
     batches: Vec<Held>,
     /// The next rows to hand on: batch and row.
     pending: Vec<(usize, usize)>,
+    /// Bytes of those rows, about.
+    pending_bytes: usize,
     rows_left: usize,
 }
 
@@ -41,6 +43,8 @@ struct Cursor {
     batch: usize,
     row: usize,
     row_count: usize,
+    /// On average.
+    row_bytes: usize,
 }
 
 impl Input {
@@ -60,6 +64,7 @@ impl Merge {
             tree: LoserTree::default(),
             batches: Vec::new(),
             pending: Vec::new(),
+            pending_bytes: 0,
         }
     }
 
@@ -83,13 +88,14 @@ impl Merge {
                 break;
             };
             self.pending.push((cursor.batch, cursor.row));
+            self.pending_bytes += cursor.row_bytes;
             self.rows_left -= 1;
             cursor.row += 1;
             let exhausted = cursor.row == cursor.row_count;
             if exhausted {
                 self.inputs[port].cursor = None;
             }
-            if self.pending.len() == cx.batch_size {
+            if self.pending.len() == cx.batch_size || self.pending_bytes >= cx.batch_bytes {
                 self.flush(cx, out)?;
             }
             if exhausted && self.rows_left > 0 {
@@ -101,7 +107,8 @@ impl Merge {
         // Nothing is merged any more: what is still held is beyond the fetch.
         self.inputs.iter_mut().for_each(|input| input.cursor = None);
         self.batches.clear();
-        cx.hold(0)
+        cx.hold_anyway(0);
+        Ok(())
     }
 
     fn flush(&mut self, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
@@ -110,27 +117,30 @@ impl Merge {
             let batches: Vec<&Batch> = self.batches.iter().map(|held| &held.batch).collect();
             let merged = interleave_record_batch(&batches, &self.pending)?;
             self.pending.clear();
+            self.pending_bytes = 0;
             out.collect(without_unused_strings(merged)?)?;
         }
-        self.release(cx)
+        self.release(cx);
+        Ok(())
     }
 
     /// Lets go of the batches that no cursor refers to any more.
-    fn release(&mut self, cx: &mut Context) -> Result<()> {
+    fn release(&mut self, cx: &mut Context) {
         let mut kept = Vec::with_capacity(self.inputs.len() + 1);
         for cursor in self.inputs.iter_mut().filter_map(|input| input.cursor.as_mut()) {
             kept.push(self.batches[cursor.batch].clone());
             cursor.batch = kept.len() - 1;
         }
         self.batches = kept;
-        self.book(cx)
+        self.book(cx);
     }
 
-    fn book(&self, cx: &mut Context) -> Result<()> {
+    /// A batch of each input, and those that the next output is made of: without them nothing can be merged.
+    fn book(&self, cx: &mut Context) {
         let batches: usize = self.batches.iter().map(|held| held.bytes).sum();
         let cursors = self.inputs.iter().filter_map(|input| input.cursor.as_ref());
         let keys: usize = cursors.map(|cursor| cursor.keys.byte_size()).sum();
-        cx.hold(batches + keys)
+        cx.hold_anyway(batches + keys + self.pending_bytes);
     }
 }
 
@@ -165,10 +175,11 @@ impl Operator for Merge {
             batch: self.batches.len(),
             row: 0,
             row_count: batch.num_rows(),
+            row_bytes: batch_bytes(&batch).div_ceil(batch.num_rows()),
         });
         let bytes = get_record_batch_memory_size(&batch);
         self.batches.push(Held { batch, bytes });
-        self.book(cx)?;
+        self.book(cx);
         self.advance(port, cx, out)
     }
 

@@ -284,7 +284,11 @@ pub(in crate::operator) struct BatchKeys {
     pub(in crate::operator) rest: Rest,
 }
 
-/// One row's key, kept beyond its batch.
+/// Bytes of the rest that a kept key has at most: keys may be megabytes, and there is one for each block of a run.
+const KEPT_BYTES: usize = 64;
+
+/// The beginning of one row's key, kept beyond its batch. It orders against others as the whole key does, except that
+/// it may be equal where the whole key is not.
 #[derive(Clone, Debug)]
 pub(in crate::operator) struct OwnedKey {
     head: HeadKey,
@@ -317,13 +321,13 @@ impl BatchKeys {
         })
     }
 
-    /// The key of `row`, to keep.
+    /// The beginning of the key of `row`, to keep.
     pub(in crate::operator) fn owned(&self, row: usize) -> OwnedKey {
         let head = self.head.at(row);
         let rest = if self.decides(head) { self.rest.bytes(row) } else { &[] };
         OwnedKey {
             head,
-            rest: rest.into(),
+            rest: rest[..rest.len().min(KEPT_BYTES)].into(),
         }
     }
 

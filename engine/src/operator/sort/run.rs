@@ -174,6 +174,8 @@ impl Run {
     /// The first block that may hold keys from `low` on.
     fn block_of(&self, low: Option<&OwnedKey>, encoder: &KeyEncoder) -> usize {
         let Some(low) = low else { return 0 };
+        // Kept keys are cut: what is less when cut is less, but what is equal may not be. So from the last block that
+        // begins below `low` on.
         let after = |first: &OwnedKey| encoder.compare(first, low) == Ordering::Less;
         self.firsts().partition_point(after).saturating_sub(1)
     }
