@@ -82,7 +82,10 @@ impl Operator for NestedLoopJoin {
     fn on_batch(&mut self, _port: Port, batch: Batch, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         self.start()?;
         match (&mut self.phase, &mut self.output) {
-            (Phase::Build(collected), _) => collected.push(&batch, vec![], cx),
+            (Phase::Build(collected), _) => {
+                collected.push(&batch, vec![], cx);
+                Ok(())
+            }
             (Phase::Probe(prober), Some(output)) => prober.join(&self.spec, &batch, output, cx, out),
             _ => Ok(()),
         }
@@ -188,7 +191,8 @@ impl Prober {
         if emits_pairs(join_type) && output.is_bare() {
             output.bare(build_rows * probe_rows, cx, out)?;
         } else if emits_pairs(join_type) {
-            for piece in Pieces::new(build_rows, probe_rows, cx.batch_size) {
+            let rows_max = output.piece_rows(sides, None, cx);
+            for piece in Pieces::new(build_rows, probe_rows, rows_max) {
                 cx.cancel.check()?;
                 output.pairs(sides, &piece.build(), &piece.probe(), cx, out)?;
                 if out.is_done() {
@@ -218,7 +222,8 @@ impl Prober {
         let one_match_is_enough = !emits_pairs(join_type) && self.visited.is_none();
         let mut matched = Marks::new(probe_rows);
         let mut matched_rows = 0;
-        for piece in Pieces::new(self.rows.len(), probe_rows, cx.batch_size) {
+        let rows_max = output.piece_rows(sides, Some(filter), cx);
+        for piece in Pieces::new(self.rows.len(), probe_rows, rows_max) {
             cx.cancel.check()?;
             let (build, probe) = (piece.build(), piece.probe());
             let mask = satisfied(filter, sides, &build, &probe)?;

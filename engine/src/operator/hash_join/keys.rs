@@ -17,7 +17,9 @@ use arrow::datatypes::{
 
 use crate::data::{Batch, Result};
 use crate::operator::hash_join::columns::KeyColumns;
-use crate::plan::ScalarExpr;
+use crate::operator::hash_join::marks::Marks;
+use crate::operator::hash_join::slots::Slots;
+use crate::plan::{HashJoinSpec, ScalarExpr};
 
 /// A key of two words.
 pub(super) type Wide = [u64; 2];
@@ -87,6 +89,24 @@ impl KeyShape {
             form,
             null_equals_null,
         }
+    }
+
+    /// For the keys of `spec`.
+    pub(super) fn of(spec: &HashJoinSpec) -> Result<Self> {
+        let schema = &spec.build_schema.0;
+        let types = spec.build_keys.iter().map(|key| Ok(key.expr.data_type(schema)?));
+        Ok(Self::new(types.collect::<Result<_>>()?, spec.null_equals_null))
+    }
+
+    /// What a table over `rows` keys takes at most while it is built, without copies of the keys themselves: slots,
+    /// words, first rows, counts, starts, order, and a mark per row.
+    pub(super) fn table_bytes(&self, rows: usize) -> usize {
+        let (slots, word) = match self.form {
+            Form::One | Form::Packed { words: 1, .. } => (Slots::<u64>::bytes_for(rows), size_of::<u64>()),
+            Form::OneWide | Form::Packed { .. } => (Slots::<Wide>::bytes_for(rows), size_of::<Wide>()),
+            Form::Hashed => (Slots::<HashWord>::bytes_for(rows), size_of::<HashWord>()),
+        };
+        slots + rows * (word + 5 * size_of::<u32>()) + Marks::memory_bytes(rows)
     }
 
     /// The types of the keys, without their encodings.
