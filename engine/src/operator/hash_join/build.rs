@@ -26,6 +26,18 @@ pub(in crate::operator) struct Collected {
     booked: Vec<usize>,
     seen_buffers: HashSet<usize>,
     rows: usize,
+    batch_rows: Vec<usize>,
+}
+
+/// What was collected of one batch.
+pub(in crate::operator) struct CollectedBatch {
+    /// The columns of the input.
+    pub(in crate::operator) kept: Vec<ArrayRef>,
+    /// The computed ones.
+    pub(in crate::operator) extra: Vec<ArrayRef>,
+    pub(in crate::operator) rows: usize,
+    /// Of the bytes booked: batches may share buffers, so each counts by its rows.
+    pub(in crate::operator) bytes: usize,
 }
 
 impl Collected {
@@ -39,6 +51,7 @@ impl Collected {
             booked: vec![0; columns],
             seen_buffers: HashSet::new(),
             rows: 0,
+            batch_rows: Vec::new(),
         }
     }
 
@@ -65,6 +78,7 @@ impl Collected {
     /// Takes a batch and the computed columns, which the caller books.
     pub(in crate::operator) fn add(&mut self, batch: &Batch, extra: Vec<ArrayRef>) {
         self.rows += batch.num_rows();
+        self.batch_rows.push(batch.num_rows());
         let columns = self
             .kept
             .iter()
@@ -95,16 +109,19 @@ impl Collected {
         self.bytes() + table_bytes + (2 * key_bytes).max(largest_copy)
     }
 
-    /// Takes the batches apart again: the kept columns of each, the computed ones, and the bytes booked for both.
-    pub(in crate::operator) fn into_batches(self) -> impl Iterator<Item = (Vec<ArrayRef>, Vec<ArrayRef>, usize)> {
-        let (bytes, rows, kept) = (self.bytes(), self.rows.max(1), self.kept.len());
+    /// Gives the batches back, one by one.
+    pub(in crate::operator) fn into_batches(self) -> impl Iterator<Item = CollectedBatch> {
+        let (bytes, all_rows, kept) = (self.bytes(), self.rows.max(1), self.kept.len());
         let mut columns: Vec<_> = self.chunks.into_iter().map(Vec::into_iter).collect();
-        std::iter::from_fn(move || {
-            let mut arrays = columns.iter_mut().map(Iterator::next).collect::<Option<Vec<_>>>()?;
+        self.batch_rows.into_iter().map(move |rows| {
+            let mut arrays: Vec<ArrayRef> = columns.iter_mut().filter_map(Iterator::next).collect();
             let extra = arrays.split_off(kept);
-            let len = arrays.first().or(extra.first())?.len();
-            // Batches may share buffers, so a batch counts by its rows.
-            Some((arrays, extra, (bytes as u128 * len as u128 / rows as u128) as usize))
+            CollectedBatch {
+                kept: arrays,
+                extra,
+                rows,
+                bytes: (bytes as u128 * rows as u128 / all_rows as u128) as usize,
+            }
         })
     }
 

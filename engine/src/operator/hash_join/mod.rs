@@ -7,6 +7,7 @@
 //!
 //! [`build`] and [`output`] and [`marks`] serve the nested loop join too.
 
+pub(super) mod block_wise;
 pub(super) mod build;
 mod columns;
 mod keys;
@@ -15,10 +16,10 @@ pub(super) mod marks;
 pub(super) mod naive;
 pub(super) mod narrow;
 pub(super) mod output;
-pub(super) mod pairs;
+mod pairs;
 pub(super) mod partitions;
 mod probe;
-mod radix;
+pub(super) mod radix;
 mod slots;
 #[cfg(test)]
 mod spill_tests;

@@ -62,8 +62,12 @@ impl Side {
     /// The narrow form of an input batch, and its keys.
     pub(super) fn of_input(&self, shape: &KeyShape, batch: &Batch) -> Result<(Batch, Vec<ArrayRef>)> {
         let keys = shape.evaluate(&self.exprs, batch)?;
-        let kept = self.kept.iter().map(|column| Arc::clone(batch.column(*column)));
-        Ok((self.of_columns(kept, &keys, batch.num_rows())?, keys))
+        Ok((self.of_columns(self.kept_of(batch), &keys, batch.num_rows())?, keys))
+    }
+
+    /// The columns of an input batch that are kept.
+    pub(in crate::operator) fn kept_of(&self, batch: &Batch) -> impl Iterator<Item = ArrayRef> {
+        self.kept.iter().map(|column| Arc::clone(batch.column(*column)))
     }
 
     /// The narrow form of rows of which the kept columns and the keys are at hand.

@@ -1,19 +1,18 @@
 //! Joining two spill files: what the hybrid hash join leaves for the end.
 //!
 //! A pair of files is a hash join of its own, built on the smaller file, and split again by another hash when that does
-//! not fit. A key that too many rows share cannot be split: then as many build rows as fit are loaded, all of the probe
-//! file passes by, and so on block by block. That is right for the joins that keep or mark build rows; the others are
-//! turned around first.
+//! not fit. A key that too many rows share cannot be split: that pair is joined [block by block](super::block_wise).
 
-use datafusion::common::JoinType;
-use thalweg_memory::{Reservation, SpillFile, SpillReader};
+use arrow::array::ArrayRef;
+use thalweg_memory::SpillFile;
 
 use crate::data::{Batch, EngineError, Result};
+use crate::operator::hash_join::block_wise::{Blocks, Method, block_wise};
 use crate::operator::hash_join::build::Collected;
 use crate::operator::hash_join::keys::KeyShape;
 use crate::operator::hash_join::marks::{keeps_unmatched_build, needs_build};
 use crate::operator::hash_join::narrow::mirror;
-use crate::operator::hash_join::output::{Layout, Output};
+use crate::operator::hash_join::output::Output;
 use crate::operator::hash_join::probe::Prober;
 use crate::operator::hash_join::{BUILD, HashJoin};
 use crate::operator::{Collector, Context, Operator, Port};
@@ -74,7 +73,7 @@ pub(super) fn join_pair(
         feed(&mut join, BUILD, pair.build, &mut part, out)?;
         return feed(&mut join, 1, pair.probe, &mut part, out);
     }
-    block_wise(smaller_spec, pair, &mut part, out)
+    block_wise::<ByHash>(&smaller_spec, &pair.build, &pair.probe, &mut part, out)
 }
 
 /// Whether a table over `build` fits into our share.
@@ -101,125 +100,50 @@ fn feed(join: &mut HashJoin, port: Port, file: SpillFile, cx: &mut Context, out:
     join.on_end(port, cx, out)
 }
 
-/// Reads a file block by block and books the block at hand.
-pub(in crate::operator) struct Blocks {
-    reader: SpillReader,
-    /// Pinned: one block is all that it ever holds.
-    memory: Reservation,
-}
+/// The block-wise join by hash.
+struct ByHash(KeyShape);
 
-impl Blocks {
-    /// The blocks of `file`.
-    ///
-    /// # Errors
-    /// When it cannot be opened.
-    pub(in crate::operator) fn open(file: &SpillFile, cx: &Context) -> Result<Self> {
-        Ok(Self {
-            reader: file.open()?,
-            memory: cx.memory.pinned_sibling(),
-        })
+impl Method for ByHash {
+    type Prober = Prober;
+
+    fn of(spec: &HashJoinSpec) -> Result<Self> {
+        Ok(Self(KeyShape::of(spec)?))
     }
 
-    /// Bytes of the next block; 0 at the end.
-    pub(in crate::operator) fn next_bytes(&self) -> usize {
-        self.reader.next_block_bytes()
+    fn keys(&self, spec: &HashJoinSpec, batch: &Batch) -> Result<Vec<ArrayRef>> {
+        self.0.evaluate(&spec.build_keys, batch)
     }
 
-    /// The next block; the one before must be gone.
-    ///
-    /// # Errors
-    /// When reading fails.
-    pub(in crate::operator) fn next(&mut self) -> Result<Option<Batch>> {
-        self.memory.resize(self.reader.next_block_bytes());
-        Ok(self.reader.next().transpose()?)
+    fn table_bytes(&self, rows: usize) -> usize {
+        self.0.table_bytes(rows)
     }
 
-    /// Somebody else books the block at hand.
-    pub(in crate::operator) fn forget(&mut self) {
-        self.memory.free();
+    fn build(&self, spec: &HashJoinSpec, collected: Collected, cx: &mut Context) -> Result<Prober> {
+        Prober::build(spec, &self.0, collected, 0, cx)
     }
-}
 
-/// A join of two files, some build rows at a time.
-fn block_wise(spec: HashJoinSpec, pair: Pair, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
-    match spec.join_type {
-        JoinType::Inner | JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => {
-            chunks(&spec, Layout::of(&spec)?, &pair, cx, out)
-        }
-        JoinType::Right | JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark => {
-            let (spec, pair) = (mirror(&spec), pair.mirrored());
-            chunks(&spec, Layout::of(&spec)?, &pair, cx, out)
-        }
-        JoinType::Full => {
-            let left = HashJoinSpec {
-                join_type: JoinType::Left,
-                ..spec.clone()
-            };
-            chunks(&left, Layout::of(&spec)?, &pair, cx, out)?;
-            // The probe rows without a match: the other way round only the rows that nothing matched come out, but in
-            // the layout of the full join, so beside NULLs.
-            let mirrored = mirror(&spec);
-            let layout = Layout::of(&mirrored)?;
-            let anti = HashJoinSpec {
-                join_type: JoinType::LeftAnti,
-                ..mirrored
-            };
-            chunks(&anti, layout, &pair.mirrored(), cx, out)
-        }
+    fn join(
+        &self,
+        spec: &HashJoinSpec,
+        prober: &mut Prober,
+        batch: &Batch,
+        output: &mut Output,
+        cx: &Context,
+        out: &mut dyn Collector,
+    ) -> Result<()> {
+        let keys = self.0.evaluate(&spec.probe_keys, batch)?;
+        let keys = self.0.digest(&keys, batch.num_rows())?;
+        prober.join(spec, batch, &keys, output, cx, out)
     }
-}
 
-fn chunks(spec: &HashJoinSpec, layout: Layout, pair: &Pair, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
-    let shape = KeyShape::of(spec)?;
-    let kept = layout.build_columns(spec.filter.as_ref());
-    let mut output = Output::new(layout);
-    let mut build = Blocks::open(&pair.build, cx)?;
-    while build.next_bytes() > 0 && !out.is_done() {
-        let extra = |batch: &Batch| shape.evaluate(&spec.build_keys, batch);
-        let collected = Collected::new(spec.build_schema.0.clone(), kept.clone(), spec.build_keys.len());
-        let collected = load(&mut build, collected, extra, |rows| shape.table_bytes(rows), cx)?;
-        let mut prober = Prober::build(spec, &shape, collected, 0, cx)?;
-        let mut probe = Blocks::open(&pair.probe, cx)?;
-        while let Some(batch) = probe.next()? {
-            cx.cancel.check()?;
-            let keys = shape.evaluate(&spec.probe_keys, &batch)?;
-            let keys = shape.digest(&keys, batch.num_rows())?;
-            prober.join(spec, &batch, &keys, &mut output, cx, out)?;
-            if out.is_done() {
-                return Ok(());
-            }
-        }
-        drop(probe);
-        prober.finish(spec.join_type, &mut output, cx, out)?;
-        cx.hold(0)?;
+    fn finish(
+        &self,
+        spec: &HashJoinSpec,
+        prober: Prober,
+        output: &mut Output,
+        cx: &Context,
+        out: &mut dyn Collector,
+    ) -> Result<()> {
+        prober.finish(spec.join_type, output, cx, out)
     }
-    output.finish(out)
-}
-
-/// Loads as many rows as fit, at least one block, and books what building a table takes besides.
-pub(in crate::operator) fn load(
-    blocks: &mut Blocks,
-    mut collected: Collected,
-    extra: impl Fn(&Batch) -> Result<Vec<arrow::array::ArrayRef>>,
-    table_bytes: impl Fn(usize) -> usize,
-    cx: &mut Context,
-) -> Result<Collected> {
-    while blocks.next_bytes() > 0 {
-        cx.cancel.check()?;
-        let (next, rows) = (blocks.next_bytes(), collected.rows());
-        if rows > 0 {
-            // The next block is taken to have rows like those before it; its columns are copied once more.
-            let rows = rows + (next as u128 * rows as u128 / collected.bytes().max(1) as u128) as usize + 1;
-            let wanted = collected.bytes_to_build(table_bytes(rows)) + 3 * next;
-            if rows >= u32::MAX as usize || cx.hold(wanted).is_err() {
-                break;
-            }
-        }
-        let Some(batch) = blocks.next()? else { break };
-        let extra = extra(&batch)?;
-        collected.add(&batch, extra);
-        blocks.forget();
-    }
-    cx.hold_anyway(collected.bytes_to_build(table_bytes(collected.rows())));
-    Ok(collected)
 }

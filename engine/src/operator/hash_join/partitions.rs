@@ -5,7 +5,6 @@
 //! that may match in it are joined at once, the others go to disk too, each partition's to a file of its own. In the
 //! end each pair of files is a join of its own ([`pairs`](super::pairs)).
 
-use arrow::array::Array;
 use arrow::datatypes::SchemaRef;
 use thalweg_memory::{MemoryError, SpillFile, SpillWriter};
 
@@ -115,11 +114,11 @@ impl BuildPartitions {
             depth,
         };
         let asked = cx.memory.must_spill();
-        for (kept, keys, bytes) in collected.into_batches() {
-            let rows = kept.first().or(keys.first()).map_or(0, |array| array.len());
-            let batch = this.narrow.build.of_columns(kept.into_iter(), &keys, rows)?;
-            this.pending_bytes -= bytes;
-            this.push_keyed(batch, &shape.digest(&keys, rows)?, cx)?;
+        for chunk in collected.into_batches() {
+            let kept = chunk.kept.into_iter();
+            let batch = this.narrow.build.of_columns(kept, &chunk.extra, chunk.rows)?;
+            this.pending_bytes -= chunk.bytes;
+            this.push_keyed(batch, &shape.digest(&chunk.extra, chunk.rows)?, cx)?;
         }
         this.pending_bytes = 0;
         if asked {

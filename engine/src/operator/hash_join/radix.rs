@@ -14,7 +14,7 @@ use crate::operator::hash_join::keys::{Keys, Words};
 use crate::operator::sort::without_unused_strings;
 
 /// A row's partition, or another place where it goes.
-pub(super) type Target = u8;
+pub(in crate::operator) type Target = u8;
 
 /// Rows that nobody needs.
 pub(super) const DROP: Target = Target::MAX;
@@ -68,7 +68,7 @@ impl Radix {
 
 /// Batches gathered up until there are enough rows of each partition for a block.
 #[derive(Debug)]
-pub(super) struct Staging {
+pub(in crate::operator) struct Staging {
     schema: SchemaRef,
     batches: Vec<Batch>,
     targets: Vec<Vec<Target>>,
@@ -87,7 +87,7 @@ const SPARSE_FACTOR: usize = 2;
 
 impl Staging {
     /// For batches of `schema`; full with `full_bytes`.
-    pub(super) fn new(schema: SchemaRef, full_bytes: usize) -> Self {
+    pub(in crate::operator) fn new(schema: SchemaRef, full_bytes: usize) -> Self {
         Self {
             schema,
             batches: Vec::new(),
@@ -100,7 +100,7 @@ impl Staging {
     }
 
     /// Takes the rows of `batch`, each to go to its target.
-    pub(super) fn push(&mut self, batch: Batch, targets: Vec<Target>) -> Result<()> {
+    pub(in crate::operator) fn push(&mut self, batch: Batch, targets: Vec<Target>) -> Result<()> {
         let row_bytes = row_bytes(batch.columns());
         let mut held = held_bytes(batch.columns());
         let batch = if held > SPARSE_FACTOR * row_bytes + self.full_bytes / 8 {
@@ -119,12 +119,12 @@ impl Staging {
     }
 
     /// Whether the rows should be distributed now.
-    pub(super) fn is_full(&self) -> bool {
+    pub(in crate::operator) fn is_full(&self) -> bool {
         self.row_bytes.max(self.held_bytes / 2) + self.rows * STAGED_ROW_BYTES >= self.full_bytes
     }
 
     /// Bytes held, and what distributing will take.
-    pub(super) fn memory_bytes(&self) -> usize {
+    pub(in crate::operator) fn memory_bytes(&self) -> usize {
         self.held_bytes + self.rows * STAGED_ROW_BYTES + self.block_bytes().min(self.row_bytes)
     }
 
@@ -134,7 +134,7 @@ impl Staging {
     }
 
     /// Hands the rows of each target to `emit`, target by target, in batches of their own; [`DROP`] is left out.
-    pub(super) fn distribute(&mut self, mut emit: impl FnMut(Target, Batch) -> Result<()>) -> Result<()> {
+    pub(in crate::operator) fn distribute(&mut self, mut emit: impl FnMut(Target, Batch) -> Result<()>) -> Result<()> {
         if self.rows == 0 {
             return Ok(());
         }

@@ -265,15 +265,22 @@ impl Case {
         let projection = spec.projection.as_deref();
         let matches = |b, p| self.matches(b, p);
         let expected = naive(join_type, &cells(&build), &cells(&probe), widths, projection, matches);
-        let mut harness = Harness::new(HashJoin::new(spec.clone()).unwrap());
-        harness.context.batch_size = self.batch_size;
-        let output = harness.run(vec![build, probe]).unwrap();
-        assert!(
-            output.iter().all(|batch| batch.num_rows() <= self.batch_size),
-            "a batch is too large"
-        );
-        assert!(output.iter().all(|batch| batch.schema() == spec.schema.0));
-        assert_eq!(texts(&output), expected, "{join_type} of {self:?}");
+        // In memory, and with next to none.
+        for budget in [usize::MAX, 500] {
+            let mut harness = Harness::with_memory(HashJoin::new(spec.clone()).unwrap(), budget);
+            harness.context.batch_size = self.batch_size;
+            let output = harness.run(vec![build.clone(), probe.clone()]).unwrap();
+            assert!(
+                output.iter().all(|batch| batch.num_rows() <= self.batch_size),
+                "a batch is too large"
+            );
+            assert!(output.iter().all(|batch| batch.schema() == spec.schema.0));
+            assert_eq!(
+                texts(&output),
+                expected,
+                "{join_type} within {budget} bytes of {self:?}"
+            );
+        }
     }
 }
 
