@@ -108,7 +108,7 @@ fn chunks<M: Method>(
 ) -> Result<bool> {
     let method = M::of(spec)?;
     let kept = layout.build_columns(spec.filter.as_ref());
-    let mut output = Output::new(layout);
+    let mut output = Output::detached(layout);
     let mut blocks = Blocks::open(build, cx)?;
     let (mut is_first, mut is_whole) = (true, false);
     while (blocks.next_bytes() > 0 || is_first) && !out.is_done() {

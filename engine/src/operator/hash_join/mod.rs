@@ -91,7 +91,11 @@ impl HashJoin {
         Ok(Self {
             shape: KeyShape::of(&spec)?,
             phase: Phase::Build(Collected::of(&spec, &layout)),
-            output: Output::new(layout),
+            output: if depth > 0 {
+                Output::detached(layout)
+            } else {
+                Output::new(layout)
+            },
             spec,
             depth,
             expected_bytes,
@@ -145,7 +149,7 @@ impl HashJoin {
     /// The build side does not fit: partitions what has arrived of it.
     fn spill(&mut self, collected: Collected, cx: &mut Context) -> Result<Box<BuildPartitions>> {
         let narrow = Narrow::new(&self.spec, &Layout::of(&self.spec)?, self.shape.types())?;
-        self.output = Output::new(Layout::of(&narrow.spec)?);
+        self.output = Output::detached(Layout::of(&narrow.spec)?);
         let partitions = BuildPartitions::new(narrow, &self.shape, collected, self.depth, self.expected_bytes, cx)?;
         Ok(Box::new(partitions))
     }

@@ -10,6 +10,7 @@ use datafusion::common::{JoinSide, JoinType};
 
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::hash_join::build::{BuildRows, gathered_bytes, row_bytes};
+use crate::operator::sort::without_unused_strings;
 use crate::operator::{Collector, Context};
 use crate::plan::{HashJoinSpec, JoinFilterSpec};
 
@@ -200,6 +201,8 @@ pub(in crate::operator) struct Output {
     bare_rows: usize,
     /// Bytes of the wide pieces gathered up since the last batch was ended for their sake.
     wide_bytes: usize,
+    /// Whether what is handed on must keep no build rows alive.
+    detached: bool,
 }
 
 impl Output {
@@ -209,6 +212,15 @@ impl Output {
             coalescer: None,
             bare_rows: 0,
             wide_bytes: 0,
+            detached: false,
+        }
+    }
+
+    /// For a build side that makes room for another before the output is used up: rows are copied out.
+    pub(in crate::operator) fn detached(layout: Layout) -> Self {
+        Self {
+            detached: true,
+            ..Self::new(layout)
         }
     }
 
@@ -292,9 +304,10 @@ impl Output {
         out: &mut dyn Collector,
     ) -> Result<()> {
         let sides = Sides { build, probe: None };
+        let rows = self.neighbours(sides);
         let rows_max = self.piece_rows(sides, None, cx);
         self.each_piece(mask, rows_max, cx, out, |layout, start, len| {
-            layout.batch(sides, &Selection::Slice { start, len }, &Selection::Nulls(len), None)
+            layout.batch(sides, &rows(start, len), &Selection::Nulls(len), None)
         })
     }
 
@@ -310,11 +323,29 @@ impl Output {
         out: &mut dyn Collector,
     ) -> Result<()> {
         let all = BooleanBuffer::new_set(marks.len());
+        let rows = self.neighbours(sides);
         let rows_max = self.piece_rows(sides, None, cx);
         self.each_piece(&all, rows_max, cx, out, |layout, start, len| {
             let mark: ArrayRef = Arc::new(BooleanArray::new(marks.slice(start, len), None));
-            let rows = Selection::Slice { start, len };
+            let rows = rows(start, len);
             layout.batch(sides, &rows, &rows, Some(&mark))
+        })
+    }
+
+    /// How to gather neighbouring rows: as a slice, unless that would keep the build side alive.
+    fn neighbours(&self, sides: Sides) -> impl Fn(usize, usize) -> Selection + use<> {
+        let copied = self.detached && sides.probe.is_none();
+        move |start, len| match copied {
+            true => Selection::Take((start as u32..(start + len) as u32).collect::<Vec<_>>().into()),
+            false => Selection::Slice { start, len },
+        }
+    }
+
+    fn hand_on(&self, batch: Batch, out: &mut dyn Collector) -> Result<()> {
+        out.collect(if self.detached {
+            without_unused_strings(batch)?
+        } else {
+            batch
         })
     }
 
@@ -341,7 +372,7 @@ impl Output {
                 if kept == len {
                     self.pass(batch, cx, out)?;
                 } else if kept * 2 >= cx.batch_size {
-                    out.collect(filter_record_batch(&batch, &mask)?)?;
+                    self.hand_on(filter_record_batch(&batch, &mask)?, out)?;
                 } else if rows_max < cx.batch_size {
                     self.pass(filter_record_batch(&batch, &mask)?, cx, out)?;
                 } else {
@@ -357,7 +388,7 @@ impl Output {
     /// A large batch goes on as it is; small ones are gathered up.
     fn pass(&mut self, batch: Batch, cx: &Context, out: &mut dyn Collector) -> Result<()> {
         if batch.num_rows() * 2 >= cx.batch_size {
-            return out.collect(batch);
+            return self.hand_on(batch, out);
         }
         let bytes = row_bytes(batch.columns());
         if bytes <= SMALL_PIECE_BYTES / 2 {
@@ -367,7 +398,7 @@ impl Output {
         // Rows are wide: the gathered batch must not grow to many times what one piece may be.
         let full_bytes = piece_bytes(cx);
         if bytes * 2 >= full_bytes {
-            return out.collect(batch);
+            return self.hand_on(batch, out);
         }
         self.wide_bytes += bytes;
         self.coalescer(cx).push_batch(batch)?;
@@ -386,7 +417,7 @@ impl Output {
 
     fn completed(&mut self, out: &mut dyn Collector) -> Result<()> {
         while let Some(batch) = self.coalescer.as_mut().and_then(BatchCoalescer::next_completed_batch) {
-            out.collect(batch)?;
+            self.hand_on(batch, out)?;
         }
         Ok(())
     }

@@ -152,8 +152,12 @@ impl BuildPartitions {
                 }
             }
         }
-        for target in targets.iter().filter(|target| **target != DROP) {
-            self.partitions[usize::from(*target)].rows += 1;
+        let mut counts = [0u32; Target::MAX as usize + 1];
+        for target in &targets {
+            counts[usize::from(*target)] += 1;
+        }
+        for (partition, count) in self.partitions.iter_mut().zip(counts) {
+            partition.rows += u64::from(count);
         }
         self.staging.push(batch, targets)?;
         self.settle(cx)?;

@@ -231,3 +231,130 @@ fn copied_out(batch: &Batch) -> Result<Batch> {
     })?;
     Ok(copy.unwrap_or_else(|| batch.clone()))
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{AsArray, DictionaryArray, Int64Array};
+    use arrow::datatypes::{DataType, Field, Int8Type, Int64Type, Schema};
+
+    use super::*;
+    use crate::operator::hash_join::columns::KeyColumns;
+    use crate::operator::hash_join::slots::Word;
+
+    fn narrow(words: Vec<u64>) -> Keys {
+        Keys {
+            words: Words::Narrow(words),
+            nulls: None,
+            columns: KeyColumns::none(),
+        }
+    }
+
+    fn shares(keys: &[u64], place: impl Fn(u64) -> usize, places: usize) -> (usize, usize) {
+        let mut counts = vec![0; places];
+        keys.iter().for_each(|key| counts[place(*key)] += 1);
+        (*counts.iter().min().unwrap(), *counts.iter().max().unwrap())
+    }
+
+    #[test]
+    fn every_depth_and_the_tables_spread_what_the_one_before_put_together() {
+        let patterns: [fn(u64) -> u64; 4] = [|i| i, |i| i << 32, |i| i * 1000, |i| (i as f64).to_bits()];
+        for pattern in patterns {
+            let mut keys: Vec<u64> = (0..200_000).map(pattern).collect();
+            for depth in 0..3 {
+                let radix = Radix::new(3, depth);
+                let expected = keys.len() / 8;
+                let (least, most) = shares(&keys, |key| usize::from(radix.target(key)), 8);
+                assert!(
+                    least * 10 > expected * 8 && most * 10 < expected * 12,
+                    "{least} {most} of {expected}"
+                );
+                keys.retain(|key| radix.target(*key) == 5);
+                let slot = |key: u64| (Word::hash(key) >> 61) as usize;
+                let expected = keys.len() / 8;
+                let (least, most) = shares(&keys, slot, 8);
+                assert!(
+                    least * 10 > expected * 7 && most * 10 < expected * 13,
+                    "{least} {most} of {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn one_partition_and_many() {
+        let keys = narrow((0..1000).collect());
+        assert!(Radix::new(0, 0).of(&keys).iter().all(|target| *target == 0));
+        assert!(Radix::new(6, 0).of(&keys).iter().all(|target| *target < 64));
+    }
+
+    fn staging(full_bytes: usize, batches: Vec<Batch>) -> Staging {
+        let mut staging = Staging::new(batches[0].schema(), full_bytes);
+        for batch in batches {
+            let targets = (0..batch.num_rows()).map(|row| [0, 2, DROP][row % 3]).collect();
+            staging.push(batch, targets).unwrap();
+        }
+        staging
+    }
+
+    #[test]
+    fn rows_come_out_by_target_in_bounded_batches() {
+        let batch = |start: i64| {
+            let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, true)]));
+            Batch::try_new(schema, vec![Arc::new(Int64Array::from_iter_values(start..start + 300))]).unwrap()
+        };
+        let mut staging = staging(4000, vec![batch(0), batch(300)]);
+        assert!(staging.is_full());
+        let mut found: [Vec<i64>; 3] = Default::default();
+        let mut most = 0;
+        staging
+            .distribute(|target, batch| {
+                found[usize::from(target)].extend(batch.column(0).as_primitive::<Int64Type>().values());
+                most = most.max(batch.num_rows());
+                Ok(())
+            })
+            .unwrap();
+        let expected = |rest: i64| (0..600).filter(|v| v % 3 == rest).collect::<Vec<_>>();
+        assert_eq!(found, [expected(0), vec![], expected(1)]);
+        assert!(most < 200, "{most}");
+        assert_eq!(staging.memory_bytes(), 0);
+        staging.distribute(|_, _| unreachable!()).unwrap();
+    }
+
+    /// Together the batches have more values than the dictionary's keys can count.
+    #[test]
+    fn dictionaries_that_cannot_be_merged_stay_apart() {
+        let batch = |number: usize| {
+            let texts: Vec<String> = (0..99).map(|row| format!("{number} {row}")).collect();
+            let words: DictionaryArray<Int8Type> = texts.iter().map(|text| Some(text.as_str())).collect();
+            let array: ArrayRef = Arc::new(words);
+            Batch::try_from_iter([("d", array)]).unwrap()
+        };
+        let mut staging = staging(1 << 20, (0..5).map(batch).collect());
+        let (mut rows, mut batches) = (0, 0);
+        staging
+            .distribute(|_, batch| {
+                let texts = arrow::compute::cast(batch.column(0), &DataType::Utf8).unwrap();
+                let number = texts.as_string::<i32>().value(0).split(' ').next().unwrap().to_string();
+                assert!(
+                    texts
+                        .as_string::<i32>()
+                        .iter()
+                        .flatten()
+                        .all(|text| text.starts_with(&number))
+                );
+                rows += batch.num_rows();
+                batches += 1;
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!((rows, batches), (5 * 66, 10));
+    }
+
+    #[test]
+    fn a_slice_of_something_large_is_copied_out() {
+        let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, true)]));
+        let large = Batch::try_new(schema, vec![Arc::new(Int64Array::from_iter_values(0..100_000))]).unwrap();
+        let staging = staging(8000, vec![large.slice(500, 10)]);
+        assert!(staging.memory_bytes() < 1000, "{}", staging.memory_bytes());
+    }
+}
