@@ -220,6 +220,12 @@ impl BuildRows {
         self.rows
     }
 
+    /// The columns that were kept, rising.
+    pub(in crate::operator) fn kept(&self) -> impl Iterator<Item = usize> {
+        let columns = self.columns.iter().enumerate();
+        columns.filter_map(|(index, column)| column.as_ref().map(|_| index))
+    }
+
     /// Bytes that gathering a row of column `index` takes, on average.
     pub(in crate::operator) fn width(&self, index: usize) -> usize {
         self.widths.get(index).copied().unwrap_or(0)

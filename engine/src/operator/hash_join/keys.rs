@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray};
+use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, UInt64Array, new_empty_array};
 use arrow::buffer::NullBuffer;
 use arrow::compute::{cast, concat};
 use arrow::datatypes::{
@@ -48,6 +48,28 @@ pub(super) struct Keys {
     pub(super) nulls: Option<NullBuffer>,
     /// The columns, when `words` are hashes.
     pub(super) columns: KeyColumns,
+}
+
+impl Keys {
+    /// The compared form as arrays: equal where the keys are equal, NULL where a key is.
+    pub(super) fn arrays(self) -> Vec<ArrayRef> {
+        match self.words {
+            Words::Narrow(words) => vec![narrow_array(words, self.nulls)],
+            Words::Wide(words) => wide_arrays(&words, self.nulls),
+            Words::Hashed(_) => self.columns.into_arrays(),
+        }
+    }
+}
+
+/// Words as an array.
+pub(super) fn narrow_array(words: Vec<u64>, nulls: Option<NullBuffer>) -> ArrayRef {
+    Arc::new(UInt64Array::new(words.into(), nulls))
+}
+
+/// Pairs of words as two arrays.
+pub(super) fn wide_arrays(words: &[Wide], nulls: Option<NullBuffer>) -> Vec<ArrayRef> {
+    let part = |part: usize| words.iter().map(|word| word[part]).collect();
+    vec![narrow_array(part(0), nulls.clone()), narrow_array(part(1), nulls)]
 }
 
 /// How keys of certain types are brought into their form.
@@ -107,6 +129,13 @@ impl KeyShape {
             Form::Hashed => (Slots::<HashWord>::bytes_for(rows), size_of::<HashWord>()),
         };
         slots + rows * (word + 5 * size_of::<u32>()) + Marks::memory_bytes(rows)
+    }
+
+    /// The types of [`Keys::arrays`].
+    pub(super) fn array_types(&self) -> Result<Vec<DataType>> {
+        let empty: Vec<_> = self.types.iter().map(new_empty_array).collect();
+        let arrays = self.digest(&empty, 0)?.arrays();
+        Ok(arrays.iter().map(|array| array.data_type().clone()).collect())
     }
 
     /// The types of the keys, without their encodings.

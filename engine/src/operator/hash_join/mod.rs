@@ -11,6 +11,7 @@ pub(super) mod block_wise;
 pub(super) mod build;
 mod columns;
 mod keys;
+mod late;
 pub(super) mod marks;
 #[cfg(test)]
 pub(super) mod naive;
@@ -32,6 +33,7 @@ use datafusion::common::{JoinType, ScalarValue};
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::hash_join::build::Collected;
 use crate::operator::hash_join::keys::KeyShape;
+use crate::operator::hash_join::late::{Late, can_evict};
 use crate::operator::hash_join::marks::{keeps_unmatched_build, needs_build};
 use crate::operator::hash_join::narrow::Narrow;
 use crate::operator::hash_join::output::{Layout, Output};
@@ -61,6 +63,8 @@ enum Phase {
     Probe(Prober),
     /// Some of the build side is on disk.
     ProbePartitions(Box<ProbePartitions>),
+    /// All of it is, since somewhere in mid-probe.
+    Late(Box<Late>),
     /// Nothing more can come out.
     Done,
 }
@@ -154,6 +158,18 @@ impl HashJoin {
         Ok(Box::new(partitions))
     }
 
+    /// Somebody is short of memory in mid-probe: the table goes to disk, and `batch` after it.
+    fn evict(&mut self, batch: &Batch, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+        if let Phase::Probe(prober) = std::mem::replace(&mut self.phase, Phase::Done) {
+            let mut late = Late::evict(&self.spec, &self.shape, prober, &mut self.output, cx, out)?;
+            let keys = self.shape.evaluate(&self.spec.probe_keys, batch)?;
+            late.push(batch, self.shape.digest(&keys, batch.num_rows())?, cx)?;
+            cx.hold_anyway(late.memory_bytes());
+            self.phase = Phase::Late(Box::new(late));
+        }
+        Ok(())
+    }
+
     /// The build side has ended and does not fit: builds the table of what does.
     fn build_resident(&mut self, partitions: Box<BuildPartitions>, cx: &mut Context) -> Result<Phase> {
         if self.spec.null_aware && partitions.saw_null_key() {
@@ -187,9 +203,18 @@ impl Operator for HashJoin {
             Phase::Partition(partitions) => partitions.push(&self.shape, &batch, cx),
             Phase::ProbePartitions(partitions) => partitions.push(&self.shape, &batch, &mut self.output, cx, out),
             Phase::Probe(prober) => {
+                if cx.memory.must_spill() && can_evict(self.spec.join_type, prober) {
+                    return self.evict(&batch, cx, out);
+                }
                 let keys = self.shape.evaluate(&self.spec.probe_keys, &batch)?;
                 let keys = self.shape.digest(&keys, batch.num_rows())?;
                 prober.join(&self.spec, &batch, &keys, &mut self.output, cx, out)
+            }
+            Phase::Late(late) => {
+                let keys = self.shape.evaluate(&self.spec.probe_keys, &batch)?;
+                late.push(&batch, self.shape.digest(&keys, batch.num_rows())?, cx)?;
+                cx.hold_anyway(late.memory_bytes());
+                Ok(())
             }
             Phase::Done => Ok(()),
         }
@@ -208,7 +233,7 @@ impl Operator for HashJoin {
             (Phase::Build(_) | Phase::Partition(_), _) => Err(EngineError::Internal(
                 "the probe side ended before the build side".into(),
             )),
-            (phase @ (Phase::Probe(_) | Phase::ProbePartitions(_)), BUILD) => {
+            (phase @ (Phase::Probe(_) | Phase::ProbePartitions(_) | Phase::Late(_)), BUILD) => {
                 self.phase = phase;
                 Ok(())
             }
@@ -216,6 +241,10 @@ impl Operator for HashJoin {
                 prober.finish(self.spec.join_type, &mut self.output, cx, out)?;
                 self.output.finish(out)?;
                 cx.hold(0)
+            }
+            (Phase::Late(late), _) => {
+                self.output.finish(out)?;
+                late.finish(self.depth, cx, out)
             }
             (Phase::ProbePartitions(partitions), _) => partitions.finish(&self.shape, &mut self.output, cx, out),
             (Phase::Done, _) => Ok(()),

@@ -28,14 +28,16 @@ pub(in crate::operator) struct Side {
 }
 
 impl Side {
+    /// Keeps the columns `kept` of the input and keys of `types`; a key that is a column is kept once only, when `exprs`
+    /// say so.
     fn new(input: &SchemaRef, kept: Vec<usize>, exprs: &[ScalarExpr], types: &[DataType]) -> Self {
         // Nullable, as a declared schema may promise more than its batches keep.
         let nullable = |field: &Field| field.clone().with_nullable(true);
         let mut fields: Vec<Field> = kept.iter().map(|column| nullable(input.field(*column))).collect();
         let (mut computed, mut keys) = (Vec::new(), Vec::new());
-        for (number, (expr, data_type)) in exprs.iter().zip(types).enumerate() {
-            let column = expr.expr.downcast_ref::<Column>().map(Column::index);
-            let place = column.and_then(|column| kept.iter().position(|kept| *kept == column));
+        for (number, data_type) in types.iter().enumerate() {
+            let column = exprs.get(number).and_then(|expr| expr.expr.downcast_ref::<Column>());
+            let place = column.and_then(|column| kept.iter().position(|kept| *kept == column.index()));
             match place {
                 Some(place) if fields[place].data_type() == data_type => keys.push(place),
                 _ => {
@@ -114,19 +116,28 @@ impl Narrow {
     /// # Errors
     /// When the spec contradicts itself.
     pub(in crate::operator) fn new(spec: &HashJoinSpec, layout: &Layout, key_types: &[DataType]) -> Result<Self> {
+        Self::of_keys(spec, layout, [&spec.build_keys, &spec.probe_keys], key_types)
+    }
+
+    /// The narrow form of `spec` in which the keys are columns of `key_types` that the caller makes of them.
+    ///
+    /// # Errors
+    /// When the spec contradicts itself.
+    pub(in crate::operator) fn with_keys(spec: &HashJoinSpec, layout: &Layout, key_types: &[DataType]) -> Result<Self> {
+        Self::of_keys(spec, layout, [&[], &[]], key_types)
+    }
+
+    fn of_keys(
+        spec: &HashJoinSpec,
+        layout: &Layout,
+        [build_exprs, probe_exprs]: [&[ScalarExpr]; 2],
+        key_types: &[DataType],
+    ) -> Result<Self> {
         let filter = spec.filter.as_ref();
-        let build = Side::new(
-            &spec.build_schema.0,
-            layout.build_columns(filter),
-            &spec.build_keys,
-            key_types,
-        );
-        let probe = Side::new(
-            &spec.probe_schema.0,
-            layout.probe_columns(filter),
-            &spec.probe_keys,
-            key_types,
-        );
+        let build_columns = layout.build_columns(filter);
+        let build = Side::new(&spec.build_schema.0, build_columns, build_exprs, key_types);
+        let probe_columns = layout.probe_columns(filter);
+        let probe = Side::new(&spec.probe_schema.0, probe_columns, probe_exprs, key_types);
         let build_width = build.schema.fields().len();
         let one_side = match spec.join_type {
             JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => Some(build_width),

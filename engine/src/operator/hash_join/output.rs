@@ -224,6 +224,11 @@ impl Output {
         }
     }
 
+    /// From now on what is handed on keeps no build rows alive.
+    pub(in crate::operator) fn detach(&mut self) {
+        self.detached = true;
+    }
+
     /// Whether rows are all that is asked for (`count(*)`).
     pub(in crate::operator) fn is_bare(&self) -> bool {
         self.layout.sources.is_empty()

@@ -11,6 +11,7 @@ use thalweg_memory::{MemoryError, SpillFile, SpillWriter};
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::hash_join::build::{Collected, held_bytes};
 use crate::operator::hash_join::keys::{KeyShape, Keys};
+use crate::operator::hash_join::late::{Late, can_evict};
 use crate::operator::hash_join::marks::{keeps_unmatched_build, needs_build};
 use crate::operator::hash_join::narrow::Narrow;
 use crate::operator::hash_join::output::{Layout, Output};
@@ -26,6 +27,11 @@ const RESIDENT: Target = DROP - 1;
 const STAGING_PART: usize = 16;
 const STAGING_BYTES_MIN: usize = 8 * 1024;
 const STAGING_BYTES_MAX: usize = 8 << 20;
+
+/// What to gather up before rows are distributed.
+pub(in crate::operator) fn staging_bytes(cx: &Context) -> usize {
+    (cx.memory.share_bytes() / STAGING_PART).clamp(STAGING_BYTES_MIN, STAGING_BYTES_MAX)
+}
 
 /// One partition of the build side.
 #[derive(Default)]
@@ -100,7 +106,7 @@ impl BuildPartitions {
     ) -> Result<Self> {
         let share = cx.memory.share_bytes();
         let radix = Radix::new(radix_bits(share, expected_bytes), depth);
-        let staging_bytes = (share / STAGING_PART).clamp(STAGING_BYTES_MIN, STAGING_BYTES_MAX);
+        let staging_bytes = staging_bytes(cx);
         let mut this = Self {
             staging: Staging::new(narrow.build.schema().clone(), staging_bytes),
             staging_bytes,
@@ -279,7 +285,7 @@ impl BuildPartitions {
             staging,
             staged_bytes,
             prober_bytes: cx.memory.bytes().saturating_sub(staged_bytes),
-            prober,
+            prober: prober.map(Resident::Table),
             targets,
             unkeyed: unmatched,
             pairs,
@@ -322,6 +328,13 @@ struct OpenPair {
     hot: bool,
 }
 
+/// The partitions that stayed in memory when the build side ended.
+enum Resident {
+    Table(Prober),
+    /// They had to make room after all.
+    Evicted(Box<Late>),
+}
+
 /// The probe side, while it arrives.
 pub(super) struct ProbePartitions {
     narrow: Narrow,
@@ -329,7 +342,8 @@ pub(super) struct ProbePartitions {
     staging: Staging,
     /// Booked for staging.
     staged_bytes: usize,
-    prober: Option<Prober>,
+    /// The partitions in memory.
+    prober: Option<Resident>,
     prober_bytes: usize,
     /// Where the rows of each partition go: [`RESIDENT`], [`DROP`] or a pair.
     targets: Vec<Target>,
@@ -349,6 +363,9 @@ impl ProbePartitions {
         cx: &mut Context,
         out: &mut dyn Collector,
     ) -> Result<()> {
+        if cx.memory.must_spill() {
+            self.evict(shape, output, cx, out)?;
+        }
         let (batch, keys) = self.narrow.probe.of_input(shape, batch)?;
         let keys = shape.digest(&keys, batch.num_rows())?;
         let mut targets = self.radix.of(&keys);
@@ -370,15 +387,40 @@ impl ProbePartitions {
         Ok(())
     }
 
+    /// Somebody else is short of memory: the table goes to disk.
+    fn evict(
+        &mut self,
+        shape: &KeyShape,
+        output: &mut Output,
+        cx: &mut Context,
+        out: &mut dyn Collector,
+    ) -> Result<()> {
+        let spec = &self.narrow.spec;
+        self.prober = match self.prober.take() {
+            Some(Resident::Table(prober)) if can_evict(spec.join_type, &prober) => {
+                let late = Late::evict(spec, shape, prober, output, cx, out)?;
+                // Its staging is booked from now on, full.
+                self.prober_bytes = self.staged_bytes;
+                Some(Resident::Evicted(Box::new(late)))
+            }
+            other => other,
+        };
+        cx.hold_anyway(self.prober_bytes + self.staging.memory_bytes().max(self.staged_bytes));
+        Ok(())
+    }
+
     fn flush(&mut self, shape: &KeyShape, output: &mut Output, cx: &Context, out: &mut dyn Collector) -> Result<()> {
         let (spec, prober, pairs) = (&self.narrow.spec, &mut self.prober, &mut self.pairs);
         self.staging.distribute(|target, batch| {
             cx.cancel.check()?;
             match (target, &mut *prober) {
-                (RESIDENT, Some(prober)) => {
+                (RESIDENT, Some(resident)) => {
                     let keys = shape.evaluate(&spec.probe_keys, &batch)?;
                     let keys = shape.digest(&keys, batch.num_rows())?;
-                    prober.join(spec, &batch, &keys, output, cx, out)
+                    match resident {
+                        Resident::Table(prober) => prober.join(spec, &batch, &keys, output, cx, out),
+                        Resident::Evicted(late) => late.push(&batch, keys, cx),
+                    }
                 }
                 (RESIDENT, None) => Ok(()),
                 (pair, _) => write(&mut pairs[usize::from(pair)].probe, &batch, cx),
@@ -395,10 +437,19 @@ impl ProbePartitions {
         out: &mut dyn Collector,
     ) -> Result<()> {
         self.flush(shape, output, cx, out)?;
-        if let Some(prober) = self.prober.take() {
-            prober.finish(self.narrow.spec.join_type, output, cx, out)?;
-        }
+        drop(self.staging);
+        let late = match self.prober.take() {
+            Some(Resident::Table(prober)) => {
+                prober.finish(self.narrow.spec.join_type, output, cx, out)?;
+                None
+            }
+            Some(Resident::Evicted(late)) => Some(late),
+            None => None,
+        };
         output.finish(out)?;
+        if let Some(late) = late {
+            late.finish(self.depth, cx, out)?;
+        }
         cx.hold(0)?;
         for pair in self.pairs {
             let pair = Pair {

@@ -177,6 +177,13 @@ impl<W: Word> Slots<W> {
         }
     }
 
+    /// Visits each key with its run.
+    pub(super) fn each(&self, mut visit: impl FnMut(W, Run)) {
+        for slot in self.slots.iter().filter(|slot| slot.run.len != 0) {
+            visit(slot.key, slot.run);
+        }
+    }
+
     /// Replaces the first row of each key by the run of its rows.
     pub(super) fn set_runs(&mut self, run: impl Fn(u32) -> Run) {
         for slot in self.slots.iter_mut().filter(|slot| slot.run.len != 0) {

@@ -257,6 +257,35 @@ impl Case {
         equal && (!self.filtered || matches!((build_v, probe_v), (Some(b), Some(p)) if b < p))
     }
 
+    /// What comes out when somebody is short of memory in the middle of the probe side.
+    fn evicted(&self, spec: &HashJoinSpec) -> Vec<Batch> {
+        let mut harness = Harness::with_memory(HashJoin::new(spec.clone()).unwrap(), 1 << 30);
+        harness.context.batch_size = self.batch_size;
+        for batch in side_batches(self.kinds, "b", &self.build, self.batch_rows) {
+            harness.push(0, batch).unwrap();
+        }
+        harness.end(0).unwrap();
+        let probe = side_batches(self.kinds, "p", &self.probe, self.batch_rows);
+        let half = probe.len() / 2;
+        for (number, batch) in probe.into_iter().enumerate() {
+            let held = harness.context.memory.bytes();
+            if number == half && held > 0 && !harness.operator.is_done() {
+                // More than a share is held by the join, and all the rest by somebody who cannot spill.
+                let mut other = harness.context.memory.sibling();
+                let mut rest = harness.context.memory.pinned_sibling();
+                rest.grow((1 << 30) - held);
+                assert!(other.try_grow(0).is_ok() && other.try_grow(held / 4).is_err());
+                assert!(harness.context.memory.must_spill());
+            }
+            if !harness.operator.is_done() {
+                harness.push(1, batch).unwrap();
+            }
+        }
+        harness.end(1).unwrap();
+        assert_eq!(harness.memory.reserved_bytes(), 0);
+        std::mem::take(&mut harness.output.batches)
+    }
+
     fn check(&self, join_type: JoinType) {
         let spec = self.spec(join_type);
         let build = side_batches(self.kinds, "b", &self.build, self.batch_rows);
@@ -265,6 +294,7 @@ impl Case {
         let projection = spec.projection.as_deref();
         let matches = |b, p| self.matches(b, p);
         let expected = naive(join_type, &cells(&build), &cells(&probe), widths, projection, matches);
+        assert_eq!(texts(&self.evicted(&spec)), expected, "{join_type} evicted of {self:?}");
         // In memory, and with next to none.
         for budget in [usize::MAX, 500] {
             let mut harness = Harness::with_memory(HashJoin::new(spec.clone()).unwrap(), budget);
