@@ -285,7 +285,7 @@ impl BuildPartitions {
             staging,
             staged_bytes,
             prober_bytes: cx.memory.bytes().saturating_sub(staged_bytes),
-            prober: prober.map(Resident::Table),
+            prober: prober.map(|prober| Resident::Table(Box::new(prober))),
             targets,
             unkeyed: unmatched,
             pairs,
@@ -330,7 +330,7 @@ struct OpenPair {
 
 /// The partitions that stayed in memory when the build side ended.
 enum Resident {
-    Table(Prober),
+    Table(Box<Prober>),
     /// They had to make room after all.
     Evicted(Box<Late>),
 }
@@ -398,7 +398,7 @@ impl ProbePartitions {
         let spec = &self.narrow.spec;
         self.prober = match self.prober.take() {
             Some(Resident::Table(prober)) if can_evict(spec.join_type, &prober) => {
-                let late = Late::evict(spec, shape, prober, output, cx, out)?;
+                let late = Late::evict(spec, shape, *prober, output, cx, out)?;
                 // Its staging is booked from now on, full.
                 self.prober_bytes = self.staged_bytes;
                 Some(Resident::Evicted(Box::new(late)))

@@ -132,13 +132,18 @@ impl Case {
         equal && (!self.filtered || !(b.is_multiple_of(7) || p.is_multiple_of(7)) && b % 5 < p % 5)
     }
 
-    /// Runs the join; gives back what was spilled.
-    fn check(&self, join_type: JoinType) -> u64 {
-        let spec = self.spec(join_type);
+    fn expected(&self, spec: &HashJoinSpec) -> Vec<String> {
         let (build, probe) = (self.batches("b", &self.build), self.batches("p", &self.probe));
         let widths = (spec.build_schema.0.fields().len(), spec.probe_schema.0.fields().len());
         let matches = |b, p| self.matches(b, p);
-        let expected = naive(join_type, &cells(&build), &cells(&probe), widths, None, matches);
+        naive(spec.join_type, &cells(&build), &cells(&probe), widths, None, matches)
+    }
+
+    /// Runs the join; gives back what was spilled.
+    fn check(&self, join_type: JoinType) -> u64 {
+        let spec = self.spec(join_type);
+        let expected = self.expected(&spec);
+        let (build, probe) = (self.batches("b", &self.build), self.batches("p", &self.probe));
         let mut harness = Harness::with_memory(HashJoin::new(spec.clone()).unwrap(), self.budget);
         harness.context.batch_size = self.batch_size;
         let (memory, metrics) = (harness.memory.clone(), Arc::clone(&harness.context.metrics));
@@ -390,6 +395,42 @@ fn one_that_is_asked_to_spill_does() {
     harness.push(0, batches.next().unwrap()).unwrap();
     assert!(harness.context.memory.bytes() < before);
     assert!(harness.context.metrics.spilled_bytes.load(Ordering::Relaxed) > 0);
+}
+
+/// Of a join that has spilled some partitions, the table of the others makes room.
+#[test]
+fn what_is_still_in_memory_makes_room_too() {
+    for filtered in [false, true] {
+        let mut case = Case::new(side(spread(900, 400), 200), side(spread(700, 500), 50));
+        (case.filtered, case.budget) = (filtered, 160 * 1024);
+        for join_type in JOIN_TYPES {
+            let spec = case.spec(join_type);
+            let mut harness = Harness::with_memory(HashJoin::new(spec.clone()).unwrap(), case.budget);
+            for batch in case.batches("b", &case.build) {
+                harness.push(0, batch).unwrap();
+            }
+            harness.end(0).unwrap();
+            let held = harness.context.memory.bytes();
+            for (number, batch) in case.batches("p", &case.probe).into_iter().enumerate() {
+                let mut rest = harness.context.memory.pinned_sibling();
+                let mut other = harness.context.memory.sibling();
+                if number == 3 {
+                    rest.grow(case.budget - harness.memory.reserved_bytes());
+                    assert!(other.try_grow(1000).is_err());
+                }
+                harness.push(1, batch).unwrap();
+            }
+            let stays = matches!(join_type, JoinType::Left | JoinType::Full | JoinType::LeftMark);
+            let left = harness.context.memory.bytes();
+            assert!(stays || left < held, "{join_type} held {held} and holds {left}");
+            harness.end(1).unwrap();
+            assert_eq!(harness.memory.reserved_bytes(), 0);
+            assert!(
+                texts(&harness.output.batches) == case.expected(&spec),
+                "{join_type} filtered {filtered}"
+            );
+        }
+    }
 }
 
 fn keys() -> impl Strategy<Value = Vec<Option<u32>>> {
