@@ -2,26 +2,35 @@
 //!
 //! The pairs of the build side and one probe batch are numbered, build row by build row, and judged in pieces of one
 //! batch. A piece within one build row, or against a single probe row, copies nothing of the other side.
+//!
+//! When the build side does not fit, both sides go to disk, and as many build rows as fit meet the whole probe side at a
+//! time.
 
-use arrow::array::UInt32Array;
-use arrow::buffer::BooleanBuffer;
-use datafusion::common::JoinType;
-
-use crate::data::{Batch, EngineError, Result};
-use crate::operator::hash_join::build::{BuildRows, Collected};
-use crate::operator::hash_join::marks::{Marks, emit_build, emits_pairs, needs_build, visits_build};
-use crate::operator::hash_join::output::{Layout, Output, Selection, Sides, satisfied};
-use crate::operator::{Collector, Context, Operator, Port, ReadNext};
-use crate::plan::{JoinFilterSpec, NestedLoopJoinSpec};
-
+mod probe;
+mod spool;
 #[cfg(test)]
 mod tests;
+
+use arrow::array::ArrayRef;
+use thalweg_memory::SpillFile;
+
+use crate::data::{Batch, EngineError, Result};
+use crate::operator::hash_join::block_wise::{Method, block_wise};
+use crate::operator::hash_join::build::Collected;
+use crate::operator::hash_join::marks::{Marks, needs_build};
+use crate::operator::hash_join::narrow::{Narrow, Side};
+use crate::operator::hash_join::output::{Layout, Output};
+use crate::operator::nested_loop_join::probe::Prober;
+use crate::operator::nested_loop_join::spool::Spool;
+use crate::operator::{Collector, Context, Operator, Port, ReadNext};
+use crate::plan::{HashJoinSpec, NestedLoopJoinSpec};
 
 const BUILD: Port = 0;
 
 /// Joins two inputs on any condition.
 pub(super) struct NestedLoopJoin {
-    spec: NestedLoopJoinSpec,
+    /// As a join without keys.
+    spec: HashJoinSpec,
     phase: Phase,
     /// Made with the first element, as the spec may turn out to contradict itself.
     output: Option<Output>,
@@ -30,44 +39,41 @@ pub(super) struct NestedLoopJoin {
 enum Phase {
     Start,
     Build(Collected),
+    /// The build side does not fit.
+    SpoolBuild(Box<(Narrow, Spool)>),
     Probe(Prober),
+    SpoolProbe(Box<(Narrow, SpillFile, Spool)>),
     /// Nothing more can come out.
     Done,
-}
-
-struct Prober {
-    rows: BuildRows,
-    visited: Option<Marks>,
 }
 
 impl NestedLoopJoin {
     /// A join as `spec` says.
     pub(super) fn new(spec: NestedLoopJoinSpec) -> Self {
         Self {
-            spec,
+            spec: HashJoinSpec {
+                join_type: spec.join_type,
+                build_keys: vec![],
+                probe_keys: vec![],
+                null_equals_null: false,
+                null_aware: false,
+                filter: spec.filter,
+                projection: spec.projection,
+                build_schema: spec.build_schema,
+                probe_schema: spec.probe_schema,
+                schema: spec.schema,
+            },
             phase: Phase::Start,
             output: None,
         }
     }
 
     fn start(&mut self) -> Result<()> {
-        if !matches!(self.phase, Phase::Start) {
-            return Ok(());
+        if matches!(self.phase, Phase::Start) {
+            let layout = Layout::of(&self.spec)?;
+            self.phase = Phase::Build(Collected::of(&self.spec, &layout));
+            self.output = Some(Output::new(layout));
         }
-        let spec = &self.spec;
-        let build_width = spec.build_schema.0.fields().len();
-        let probe_width = spec.probe_schema.0.fields().len();
-        let projection = spec.projection.as_deref();
-        let layout = Layout::new(
-            spec.join_type,
-            build_width,
-            probe_width,
-            projection,
-            spec.schema.0.clone(),
-        )?;
-        let kept = layout.build_columns(spec.filter.as_ref());
-        self.phase = Phase::Build(Collected::new(spec.build_schema.0.clone(), kept, 0));
-        self.output = Some(Output::new(layout));
         Ok(())
     }
 
@@ -76,13 +82,68 @@ impl NestedLoopJoin {
             .as_mut()
             .ok_or_else(|| EngineError::Internal("the join has not started".into()))
     }
+
+    /// The build side does not fit: writes what has arrived of it.
+    fn spill(&self, collected: Collected, cx: &mut Context) -> Result<Box<(Narrow, Spool)>> {
+        let narrow = Narrow::new(&self.spec, &Layout::of(&self.spec)?, &[])?;
+        let mut spool = Spool::new(narrow.build.schema(), cx)?;
+        let mut left = collected.bytes();
+        for chunk in collected.into_batches() {
+            left -= chunk.bytes;
+            let batch = narrow.build.of_columns(chunk.kept.into_iter(), &[], chunk.rows)?;
+            spool.push(batch, left, cx)?;
+        }
+        Ok(Box::new((narrow, spool)))
+    }
+
+    /// The build side has ended and is all in memory.
+    fn build(&mut self, collected: Collected, cx: &mut Context) -> Result<Phase> {
+        let rows = collected.rows();
+        if rows == 0 && needs_build(self.spec.join_type) {
+            cx.hold(0)?;
+            return Ok(Phase::Done);
+        }
+        let bytes = collected.bytes_to_build(Marks::memory_bytes(rows));
+        if rows > 0 && (cx.memory.must_spill() || cx.hold(bytes).is_err()) {
+            let spooled = self.spill(collected, cx)?;
+            return self.build_spooled(*spooled, cx);
+        }
+        Ok(Phase::Probe(Prober::build(self.spec.join_type, collected, cx)?))
+    }
+
+    fn build_spooled(&mut self, (narrow, build): (Narrow, Spool), cx: &mut Context) -> Result<Phase> {
+        let build = build.finish(cx)?;
+        let probe = Spool::new(narrow.probe.schema(), cx)?;
+        Ok(Phase::SpoolProbe(Box::new((narrow, build, probe))))
+    }
+}
+
+/// The columns of `side` that are kept.
+fn narrowed(side: &Side, batch: &Batch) -> Result<Batch> {
+    side.of_columns(side.kept_of(batch), &[], batch.num_rows())
 }
 
 impl Operator for NestedLoopJoin {
     fn on_batch(&mut self, _port: Port, batch: Batch, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         self.start()?;
         match (&mut self.phase, &mut self.output) {
-            (Phase::Build(collected), _) => collected.push(&batch, vec![], cx),
+            (Phase::Build(collected), _) => {
+                if !collected.push(&batch, vec![], cx) {
+                    drop(batch);
+                    if let Phase::Build(collected) = std::mem::replace(&mut self.phase, Phase::Done) {
+                        self.phase = Phase::SpoolBuild(self.spill(collected, cx)?);
+                    }
+                }
+                Ok(())
+            }
+            (Phase::SpoolBuild(spooled), _) => {
+                let (narrow, spool) = spooled.as_mut();
+                spool.push(narrowed(&narrow.build, &batch)?, 0, cx)
+            }
+            (Phase::SpoolProbe(spooled), _) => {
+                let (narrow, _, spool) = spooled.as_mut();
+                spool.push(narrowed(&narrow.probe, &batch)?, 0, cx)
+            }
             (Phase::Probe(prober), Some(output)) => prober.join(&self.spec, &batch, output, cx, out),
             _ => Ok(()),
         }
@@ -90,47 +151,41 @@ impl Operator for NestedLoopJoin {
 
     fn on_end(&mut self, port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         self.start()?;
-        let join_type = self.spec.join_type;
         match (std::mem::replace(&mut self.phase, Phase::Done), port) {
             (Phase::Build(collected), BUILD) => {
-                let rows = collected.rows();
-                if rows == 0 && needs_build(join_type) {
-                    return cx.hold(0);
-                }
-                let visited = visits_build(join_type).then(|| Marks::new(rows));
-                let marks_bytes = visited.as_ref().map_or(0, |_| Marks::memory_bytes(rows));
-                self.phase = Phase::Probe(Prober {
-                    rows: collected.finish(marks_bytes, cx)?,
-                    visited,
-                });
+                self.phase = self.build(collected, cx)?;
                 Ok(())
             }
-            (Phase::Build(_), _) => Err(EngineError::Internal(
+            (Phase::SpoolBuild(spooled), BUILD) => {
+                self.phase = self.build_spooled(*spooled, cx)?;
+                Ok(())
+            }
+            (Phase::Build(_) | Phase::SpoolBuild(_), _) => Err(EngineError::Internal(
                 "the probe side ended before the build side".into(),
             )),
-            (Phase::Probe(prober), BUILD) => {
-                self.phase = Phase::Probe(prober);
+            (phase @ (Phase::Probe(_) | Phase::SpoolProbe(_)), BUILD) => {
+                self.phase = phase;
                 Ok(())
             }
-            (Phase::Probe(mut prober), _) => {
+            (Phase::Probe(prober), _) => {
+                let join_type = self.spec.join_type;
                 let output = self.output()?;
-                if let Some(visited) = &mut prober.visited {
-                    emit_build(join_type, &prober.rows, &visited.finish(), output, cx, out)?;
-                }
-                drop(prober);
+                prober.finish(join_type, output, cx, out)?;
                 output.finish(out)?;
                 cx.hold(0)
+            }
+            (Phase::SpoolProbe(spooled), _) => {
+                let (narrow, build, probe) = *spooled;
+                let probe = probe.finish(cx)?;
+                block_wise::<EachWithEach>(&narrow.spec, &build, &probe, cx, out)
             }
             (Phase::Start | Phase::Done, _) => Ok(()),
         }
     }
 
     fn reads_next(&self) -> ReadNext {
-        ReadNext::Only(if matches!(self.phase, Phase::Start | Phase::Build(_)) {
-            BUILD
-        } else {
-            1
-        })
+        let builds = matches!(self.phase, Phase::Start | Phase::Build(_) | Phase::SpoolBuild(_));
+        ReadNext::Only(if builds { BUILD } else { 1 })
     }
 
     fn is_done(&self) -> bool {
@@ -138,212 +193,48 @@ impl Operator for NestedLoopJoin {
     }
 }
 
-impl Prober {
+/// The block-wise join of every build row with every probe row.
+struct EachWithEach;
+
+impl Method for EachWithEach {
+    type Prober = Prober;
+
+    fn of(_spec: &HashJoinSpec) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn keys(&self, _spec: &HashJoinSpec, _batch: &Batch) -> Result<Vec<ArrayRef>> {
+        Ok(vec![])
+    }
+
+    fn table_bytes(&self, rows: usize) -> usize {
+        Marks::memory_bytes(rows)
+    }
+
+    fn build(&self, spec: &HashJoinSpec, collected: Collected, cx: &mut Context) -> Result<Prober> {
+        Prober::build(spec.join_type, collected, cx)
+    }
+
     fn join(
-        &mut self,
-        spec: &NestedLoopJoinSpec,
+        &self,
+        spec: &HashJoinSpec,
+        prober: &mut Prober,
         batch: &Batch,
         output: &mut Output,
         cx: &Context,
         out: &mut dyn Collector,
     ) -> Result<()> {
-        let join_type = spec.join_type;
-        let matched = match &spec.filter {
-            Some(filter) => self.judge(filter, join_type, batch, output, cx, out)?,
-            None => self.cross(join_type, batch, output, cx, out)?,
-        };
-        let sides = Sides {
-            build: &self.rows,
-            probe: Some(batch),
-        };
-        match join_type {
-            JoinType::Right | JoinType::Full | JoinType::RightAnti => output.probe_where(sides, &!&matched, cx, out),
-            JoinType::RightSemi => output.probe_where(sides, &matched, cx, out),
-            JoinType::RightMark => output.marked(sides, &matched, cx, out),
-            JoinType::Inner | JoinType::Left => Ok(()),
-            JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => Ok(()),
-        }
+        prober.join(spec, batch, output, cx, out)
     }
 
-    /// Without a condition everything matches: which probe rows did.
-    fn cross(
-        &mut self,
-        join_type: JoinType,
-        batch: &Batch,
+    fn finish(
+        &self,
+        spec: &HashJoinSpec,
+        prober: Prober,
         output: &mut Output,
         cx: &Context,
         out: &mut dyn Collector,
-    ) -> Result<BooleanBuffer> {
-        let (build_rows, probe_rows) = (self.rows.len(), batch.num_rows());
-        if let Some(visited) = &mut self.visited
-            && build_rows > 0
-            && !visited.get(0)
-        {
-            (0..build_rows).for_each(|row| visited.set(row));
-        }
-        let sides = Sides {
-            build: &self.rows,
-            probe: Some(batch),
-        };
-        if emits_pairs(join_type) && output.is_bare() {
-            output.bare(build_rows * probe_rows, cx, out)?;
-        } else if emits_pairs(join_type) {
-            for piece in Pieces::new(build_rows, probe_rows, cx.batch_size) {
-                cx.cancel.check()?;
-                output.pairs(sides, &piece.build(), &piece.probe(), cx, out)?;
-                if out.is_done() {
-                    break;
-                }
-            }
-        }
-        let any = build_rows > 0;
-        Ok(BooleanBuffer::collect_bool(probe_rows, |_| any))
-    }
-
-    /// Judges every pair by the condition: which probe rows matched.
-    fn judge(
-        &mut self,
-        filter: &JoinFilterSpec,
-        join_type: JoinType,
-        batch: &Batch,
-        output: &mut Output,
-        cx: &Context,
-        out: &mut dyn Collector,
-    ) -> Result<BooleanBuffer> {
-        let probe_rows = batch.num_rows();
-        let sides = Sides {
-            build: &self.rows,
-            probe: Some(batch),
-        };
-        let one_match_is_enough = !emits_pairs(join_type) && self.visited.is_none();
-        let mut matched = Marks::new(probe_rows);
-        let mut matched_rows = 0;
-        for piece in Pieces::new(self.rows.len(), probe_rows, cx.batch_size) {
-            cx.cancel.check()?;
-            let (build, probe) = (piece.build(), piece.probe());
-            let mask = satisfied(filter, sides, &build, &probe)?;
-            let (mut build_hits, mut probe_hits) = (Vec::new(), Vec::new());
-            for position in mask.values().set_indices() {
-                let (build_row, probe_row) = piece.pair(position);
-                matched_rows += usize::from(!matched.get(probe_row));
-                matched.set(probe_row);
-                if let Some(visited) = &mut self.visited {
-                    visited.set(build_row);
-                }
-                if emits_pairs(join_type) {
-                    build_hits.push(build_row as u32);
-                    probe_hits.push(probe_row as u32);
-                }
-            }
-            if build_hits.len() == piece.len {
-                output.pairs(sides, &build, &probe, cx, out)?;
-            } else if !build_hits.is_empty() {
-                let build = Selection::Take(UInt32Array::from(build_hits));
-                let probe = Selection::Take(UInt32Array::from(probe_hits));
-                output.pairs(sides, &build, &probe, cx, out)?;
-            }
-            if out.is_done() || (one_match_is_enough && matched_rows == probe_rows) {
-                break;
-            }
-        }
-        Ok(matched.finish())
-    }
-}
-
-/// A piece of the numbered pairs: pair `n` is build row `n / probe_rows` with probe row `n % probe_rows`.
-struct Piece {
-    probe_rows: usize,
-    start: usize,
-    len: usize,
-}
-
-impl Piece {
-    fn pair(&self, position: usize) -> (usize, usize) {
-        let number = self.start + position;
-        (number / self.probe_rows, number % self.probe_rows)
-    }
-
-    fn build(&self) -> Selection {
-        if self.probe_rows == 1 {
-            return Selection::Slice {
-                start: self.start,
-                len: self.len,
-            };
-        }
-        let (mut row, mut probe) = self.pair(0);
-        let mut rows = Vec::with_capacity(self.len);
-        while rows.len() < self.len {
-            let end = self.len.min(rows.len() + self.probe_rows - probe);
-            rows.resize(end, row as u32);
-            (row, probe) = (row + 1, 0);
-        }
-        Selection::Take(UInt32Array::from(rows))
-    }
-
-    fn probe(&self) -> Selection {
-        let (_, first) = self.pair(0);
-        if first + self.len <= self.probe_rows {
-            return Selection::Slice {
-                start: first,
-                len: self.len,
-            };
-        }
-        let mut rows = Vec::with_capacity(self.len);
-        let mut start = first;
-        while rows.len() < self.len {
-            let end = self.probe_rows.min(start + self.len - rows.len());
-            rows.extend(start as u32..end as u32);
-            start = 0;
-        }
-        Selection::Take(UInt32Array::from(rows))
-    }
-}
-
-/// The pieces of all pairs, none larger than a batch.
-struct Pieces {
-    probe_rows: usize,
-    next: usize,
-    end: usize,
-    piece_rows: usize,
-}
-
-impl Pieces {
-    fn new(build_rows: usize, probe_rows: usize, batch_size: usize) -> Self {
-        // Whole build rows where they fit, so that no piece begins in the middle of one for nothing.
-        let piece_rows = if probe_rows <= batch_size {
-            batch_size - batch_size % probe_rows.max(1)
-        } else {
-            batch_size
-        };
-        Self {
-            probe_rows,
-            next: 0,
-            end: build_rows * probe_rows,
-            piece_rows: piece_rows.max(1),
-        }
-    }
-}
-
-impl Iterator for Pieces {
-    type Item = Piece;
-
-    fn next(&mut self) -> Option<Piece> {
-        if self.next == self.end {
-            return None;
-        }
-        let start = self.next;
-        // Within a build row when the probe batch is larger than a piece, so that the probe columns are slices.
-        let in_row = self.probe_rows - start % self.probe_rows;
-        let len = if self.probe_rows > self.piece_rows {
-            self.piece_rows.min(in_row)
-        } else {
-            self.piece_rows
-        };
-        self.next = self.end.min(start + len);
-        Some(Piece {
-            probe_rows: self.probe_rows,
-            start,
-            len: self.next - start,
-        })
+    ) -> Result<()> {
+        prober.finish(spec.join_type, output, cx, out)
     }
 }

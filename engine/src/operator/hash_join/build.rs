@@ -9,7 +9,14 @@ use arrow::datatypes::{DataType, SchemaRef};
 
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::Context;
-use crate::operator::hash_join::output::Selection;
+use crate::operator::hash_join::output::{Layout, Selection};
+use crate::plan::HashJoinSpec;
+
+/// Row numbers are 32 bits wide; what has more rows is spilled.
+const ROWS_MAX: usize = u32::MAX as usize;
+
+/// The part of what is held that spilling it takes: staging and one block.
+const SPILL_MARGIN: usize = 8;
 
 /// Collects the columns of the build side that the join will need, and books them.
 pub(in crate::operator) struct Collected {
@@ -19,6 +26,18 @@ pub(in crate::operator) struct Collected {
     booked: Vec<usize>,
     seen_buffers: HashSet<usize>,
     rows: usize,
+    batch_rows: Vec<usize>,
+}
+
+/// What was collected of one batch.
+pub(in crate::operator) struct CollectedBatch {
+    /// The columns of the input.
+    pub(in crate::operator) kept: Vec<ArrayRef>,
+    /// The computed ones.
+    pub(in crate::operator) extra: Vec<ArrayRef>,
+    pub(in crate::operator) rows: usize,
+    /// Of the bytes booked: batches may share buffers, so each counts by its rows.
+    pub(in crate::operator) bytes: usize,
 }
 
 impl Collected {
@@ -32,22 +51,34 @@ impl Collected {
             booked: vec![0; columns],
             seen_buffers: HashSet::new(),
             rows: 0,
+            batch_rows: Vec::new(),
         }
     }
 
-    /// Takes a batch and the computed columns.
-    ///
-    /// # Errors
-    /// When the budget is exhausted, or there are more rows than a table can number.
-    pub(in crate::operator) fn push(&mut self, batch: &Batch, extra: Vec<ArrayRef>, cx: &mut Context) -> Result<()> {
-        self.rows += batch.num_rows();
-        if self.rows >= u32::MAX as usize {
-            return Err(EngineError::Plan(format!(
-                "the build side of {} has more than {} rows in one subtask; raise the parallelism",
-                cx.operator,
-                u32::MAX
-            )));
+    /// Collects what the join that `spec` says needs for its output `layout`, and its keys.
+    pub(in crate::operator) fn of(spec: &HashJoinSpec, layout: &Layout) -> Self {
+        let kept = layout.build_columns(spec.filter.as_ref());
+        Self::new(spec.build_schema.0.clone(), kept, spec.build_keys.len())
+    }
+
+    /// Takes a batch and the computed columns, and books them. False when they do not fit: they are taken all the
+    /// same, booked beyond the budget, and the caller must spill.
+    pub(in crate::operator) fn push(&mut self, batch: &Batch, extra: Vec<ArrayRef>, cx: &mut Context) -> bool {
+        self.add(batch, extra);
+        // What spilling takes is booked beforehand, in proportion.
+        let bytes = self.bytes();
+        if self.rows < ROWS_MAX && !cx.memory.must_spill() && cx.hold(bytes + bytes / SPILL_MARGIN).is_ok() {
+            return true;
         }
+        // Giving back the margin now would look as if we had spilled.
+        cx.hold_anyway(bytes.max(cx.memory.bytes()));
+        false
+    }
+
+    /// Takes a batch and the computed columns, which the caller books.
+    pub(in crate::operator) fn add(&mut self, batch: &Batch, extra: Vec<ArrayRef>) {
+        self.rows += batch.num_rows();
+        self.batch_rows.push(batch.num_rows());
         let columns = self
             .kept
             .iter()
@@ -57,7 +88,6 @@ impl Collected {
             *booked += new_bytes(&array.to_data(), &mut self.seen_buffers);
             chunks.push(array);
         }
-        cx.hold(self.bytes())
     }
 
     /// Rows so far.
@@ -70,34 +100,92 @@ impl Collected {
         self.booked.iter().sum::<usize>() + self.seen_buffers.capacity() * size_of::<usize>()
     }
 
+    /// What holding, building a table of `table_bytes` over the computed columns and [`Self::finish`] take at most.
+    pub(in crate::operator) fn bytes_to_build(&self, table_bytes: usize) -> usize {
+        let (kept, extra) = self.booked.split_at(self.kept.len());
+        let copies = self.chunks.iter().zip(kept).filter(|(chunks, _)| chunks.len() > 1);
+        let largest_copy = copies.map(|(_, bytes)| *bytes).max().unwrap_or(0);
+        let key_bytes: usize = extra.iter().sum();
+        self.bytes() + table_bytes + (2 * key_bytes).max(largest_copy)
+    }
+
+    /// Gives the batches back, one by one.
+    pub(in crate::operator) fn into_batches(self) -> impl Iterator<Item = CollectedBatch> {
+        let (bytes, all_rows, kept) = (self.bytes(), self.rows.max(1), self.kept.len());
+        let mut columns: Vec<_> = self.chunks.into_iter().map(Vec::into_iter).collect();
+        self.batch_rows.into_iter().map(move |rows| {
+            let mut arrays: Vec<ArrayRef> = columns.iter_mut().filter_map(Iterator::next).collect();
+            let extra = arrays.split_off(kept);
+            CollectedBatch {
+                kept: arrays,
+                extra,
+                rows,
+                bytes: (bytes as u128 * rows as u128 / all_rows as u128) as usize,
+            }
+        })
+    }
+
     /// Takes out the chunks of the computed columns and the bytes booked for them, which the caller now books.
     pub(in crate::operator) fn take_extra(&mut self) -> (Vec<Vec<ArrayRef>>, usize) {
         let bytes = self.booked.drain(self.kept.len()..).sum();
         (self.chunks.drain(self.kept.len()..).collect(), bytes)
     }
 
-    /// Joins the chunks of each column, one column at a time, so that no more than one column exists twice.
-    /// `other_bytes` are held besides.
+    /// Joins the chunks of each column, one column at a time, so that no more than one column exists twice. What that
+    /// takes is booked already ([`Self::bytes_to_build`]); in the end the rows and `other_bytes` are.
     ///
     /// # Errors
-    /// When the budget is exhausted.
+    /// When a kernel fails.
     pub(in crate::operator) fn finish(mut self, other_bytes: usize, cx: &mut Context) -> Result<BuildRows> {
-        self.seen_buffers = HashSet::new();
+        self.seen_buffers.clear();
         let mut columns = vec![None; self.schema.fields().len()];
         for (position, column) in self.kept.iter().enumerate() {
             let chunks = std::mem::take(&mut self.chunks[position]);
-            let held = self.bytes() + other_bytes;
-            cx.hold(held + if chunks.len() > 1 { self.booked[position] } else { 0 })?;
-            let whole = BuildColumn::new(chunks, self.schema.field(*column).data_type())?;
-            self.booked[position] = whole.memory_bytes();
-            columns[*column] = Some(whole);
+            columns[*column] = Some(BuildColumn::new(chunks, self.schema.field(*column).data_type())?);
         }
-        cx.hold(self.bytes() + other_bytes)?;
+        let mut seen = HashSet::new();
+        let bytes: usize = columns.iter().flatten().map(|c| c.held_bytes(&mut seen)).sum();
+        cx.hold_anyway(bytes + other_bytes);
+        let widths = columns.iter().map(|column| {
+            let column = column.as_ref()?;
+            Some(column.gathered_bytes().div_ceil(self.rows.max(1)))
+        });
         Ok(BuildRows {
+            widths: widths.map(Option::unwrap_or_default).collect(),
             columns,
             rows: self.rows,
         })
     }
+}
+
+/// Bytes that `columns` keep alive.
+pub(super) fn held_bytes(columns: &[ArrayRef]) -> usize {
+    let mut seen = HashSet::new();
+    columns
+        .iter()
+        .map(|column| new_bytes(&column.to_data(), &mut seen))
+        .sum()
+}
+
+/// Bytes of the rows of `columns`, without what they keep alive besides.
+pub(in crate::operator) fn row_bytes(columns: &[ArrayRef]) -> usize {
+    let texts = |column: &ArrayRef| match column.data_type() {
+        DataType::Utf8View => column.as_string_view().total_buffer_bytes_used(),
+        DataType::BinaryView => column.as_binary_view().total_buffer_bytes_used(),
+        _ => 0,
+    };
+    columns
+        .iter()
+        .map(|column| gathered_bytes(column) + texts(column))
+        .sum()
+}
+
+/// Bytes that gathering all rows of `column` allocates: views share their texts.
+pub(in crate::operator) fn gathered_bytes(column: &ArrayRef) -> usize {
+    column
+        .to_data()
+        .get_slice_memory_size()
+        .unwrap_or_else(|_| column.get_array_memory_size())
 }
 
 /// Bytes of the buffers not seen before: slices of one buffer, as scans and exchanges make them, count once, and
@@ -121,6 +209,8 @@ fn new_bytes(data: &ArrayData, seen: &mut HashSet<usize>) -> usize {
 /// The build side after its end; the columns nobody needs are `None`.
 pub(in crate::operator) struct BuildRows {
     columns: Vec<Option<BuildColumn>>,
+    /// Bytes per row of each column, on average.
+    widths: Vec<usize>,
     rows: usize,
 }
 
@@ -128,6 +218,17 @@ impl BuildRows {
     /// How many.
     pub(in crate::operator) fn len(&self) -> usize {
         self.rows
+    }
+
+    /// The columns that were kept, rising.
+    pub(in crate::operator) fn kept(&self) -> impl Iterator<Item = usize> {
+        let columns = self.columns.iter().enumerate();
+        columns.filter_map(|(index, column)| column.as_ref().map(|_| index))
+    }
+
+    /// Bytes that gathering a row of column `index` takes, on average.
+    pub(in crate::operator) fn width(&self, index: usize) -> usize {
+        self.widths.get(index).copied().unwrap_or(0)
     }
 
     /// Rows of column `index`.
@@ -181,11 +282,18 @@ impl BuildColumn {
         Ok(Self::Chunks { arrays: chunks, starts })
     }
 
-    fn memory_bytes(&self) -> usize {
-        let mut seen = HashSet::new();
+    /// Bytes kept alive that are not among those `seen`: columns read from one block share its buffer.
+    fn held_bytes(&self, seen: &mut HashSet<usize>) -> usize {
         match self {
-            Self::Whole(array) => new_bytes(&array.to_data(), &mut seen),
-            Self::Chunks { arrays, .. } => arrays.iter().map(|a| new_bytes(&a.to_data(), &mut seen)).sum(),
+            Self::Whole(array) => new_bytes(&array.to_data(), seen),
+            Self::Chunks { arrays, .. } => arrays.iter().map(|a| new_bytes(&a.to_data(), seen)).sum(),
+        }
+    }
+
+    fn gathered_bytes(&self) -> usize {
+        match self {
+            Self::Whole(array) => gathered_bytes(array),
+            Self::Chunks { arrays, .. } => arrays.iter().map(gathered_bytes).sum(),
         }
     }
 

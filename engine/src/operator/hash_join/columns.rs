@@ -11,7 +11,9 @@ use arrow::datatypes::{DataType, FieldRef, Float32Type, Float64Type};
 use arrow::row::{RowConverter, SortField};
 
 use crate::data::Result;
-use crate::operator::hash_join::keys::{HashWord, Wide, canonical, canonical64, narrow, wide};
+use crate::operator::hash_join::keys::{
+    HashWord, Wide, canonical, canonical64, narrow, narrow_array, wide, wide_arrays,
+};
 
 /// Key columns kept to verify what their hashes claim.
 #[derive(Debug)]
@@ -115,6 +117,26 @@ impl KeyColumns {
             }
         }
         hashes
+    }
+
+    /// The columns as arrays, equal where the keys are equal.
+    pub(super) fn into_arrays(self) -> Vec<ArrayRef> {
+        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(self.columns.len());
+        for KeyColumn { values, nulls } in self.columns {
+            match values {
+                Values::Narrow(words) => arrays.push(narrow_array(words, nulls)),
+                Values::Wide(words) => arrays.extend(wide_arrays(&words, nulls)),
+                // The row format has no NULLs of its own.
+                Values::Bytes(bytes) => {
+                    let (offsets, values, _) = bytes.into_parts();
+                    arrays.push(Arc::new(BinaryArray::new(offsets, values, nulls)));
+                }
+                // Only a build side can have grown so large; small ones are compared with it byte by byte.
+                Values::LargeBytes(bytes) => arrays.push(Arc::new(bytes)),
+                Values::Views(views) => arrays.push(Arc::new(views)),
+            }
+        }
+        arrays
     }
 
     /// Bytes kept.

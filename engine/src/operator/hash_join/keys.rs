@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray};
+use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, UInt64Array, new_empty_array};
 use arrow::buffer::NullBuffer;
 use arrow::compute::{cast, concat};
 use arrow::datatypes::{
@@ -17,7 +17,9 @@ use arrow::datatypes::{
 
 use crate::data::{Batch, Result};
 use crate::operator::hash_join::columns::KeyColumns;
-use crate::plan::ScalarExpr;
+use crate::operator::hash_join::marks::Marks;
+use crate::operator::hash_join::slots::Slots;
+use crate::plan::{HashJoinSpec, ScalarExpr};
 
 /// A key of two words.
 pub(super) type Wide = [u64; 2];
@@ -46,6 +48,28 @@ pub(super) struct Keys {
     pub(super) nulls: Option<NullBuffer>,
     /// The columns, when `words` are hashes.
     pub(super) columns: KeyColumns,
+}
+
+impl Keys {
+    /// The compared form as arrays: equal where the keys are equal, NULL where a key is.
+    pub(super) fn arrays(self) -> Vec<ArrayRef> {
+        match self.words {
+            Words::Narrow(words) => vec![narrow_array(words, self.nulls)],
+            Words::Wide(words) => wide_arrays(&words, self.nulls),
+            Words::Hashed(_) => self.columns.into_arrays(),
+        }
+    }
+}
+
+/// Words as an array.
+pub(super) fn narrow_array(words: Vec<u64>, nulls: Option<NullBuffer>) -> ArrayRef {
+    Arc::new(UInt64Array::new(words.into(), nulls))
+}
+
+/// Pairs of words as two arrays.
+pub(super) fn wide_arrays(words: &[Wide], nulls: Option<NullBuffer>) -> Vec<ArrayRef> {
+    let part = |part: usize| words.iter().map(|word| word[part]).collect();
+    vec![narrow_array(part(0), nulls.clone()), narrow_array(part(1), nulls)]
 }
 
 /// How keys of certain types are brought into their form.
@@ -87,6 +111,31 @@ impl KeyShape {
             form,
             null_equals_null,
         }
+    }
+
+    /// For the keys of `spec`.
+    pub(super) fn of(spec: &HashJoinSpec) -> Result<Self> {
+        let schema = &spec.build_schema.0;
+        let types = spec.build_keys.iter().map(|key| Ok(key.expr.data_type(schema)?));
+        Ok(Self::new(types.collect::<Result<_>>()?, spec.null_equals_null))
+    }
+
+    /// What a table over `rows` keys takes at most while it is built, without copies of the keys themselves: slots,
+    /// words, first rows, counts, starts, order, and a mark per row.
+    pub(super) fn table_bytes(&self, rows: usize) -> usize {
+        let (slots, word) = match self.form {
+            Form::One | Form::Packed { words: 1, .. } => (Slots::<u64>::bytes_for(rows), size_of::<u64>()),
+            Form::OneWide | Form::Packed { .. } => (Slots::<Wide>::bytes_for(rows), size_of::<Wide>()),
+            Form::Hashed => (Slots::<HashWord>::bytes_for(rows), size_of::<HashWord>()),
+        };
+        slots + rows * (word + 5 * size_of::<u32>()) + Marks::memory_bytes(rows)
+    }
+
+    /// The types of [`Keys::arrays`].
+    pub(super) fn array_types(&self) -> Result<Vec<DataType>> {
+        let empty: Vec<_> = self.types.iter().map(new_empty_array).collect();
+        let arrays = self.digest(&empty, 0)?.arrays();
+        Ok(arrays.iter().map(|array| array.data_type().clone()).collect())
     }
 
     /// The types of the keys, without their encodings.

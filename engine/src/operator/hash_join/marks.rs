@@ -64,6 +64,14 @@ pub(in crate::operator) fn keeps_unmatched_probe(join_type: JoinType) -> bool {
     matches!(join_type, JoinType::Right | JoinType::Full)
 }
 
+/// Whether a build row without a match is emitted at the end, beside NULLs or with its mark.
+pub(in crate::operator) fn keeps_unmatched_build(join_type: JoinType) -> bool {
+    matches!(
+        join_type,
+        JoinType::Left | JoinType::Full | JoinType::LeftAnti | JoinType::LeftMark
+    )
+}
+
 /// Whether no probe row can bring output when nothing on the build side can match and no build row awaits the end.
 pub(in crate::operator) fn needs_build(join_type: JoinType) -> bool {
     !matches!(

@@ -7,15 +7,23 @@
 //!
 //! [`build`] and [`output`] and [`marks`] serve the nested loop join too.
 
+pub(super) mod block_wise;
 pub(super) mod build;
 mod columns;
 mod keys;
+mod late;
 pub(super) mod marks;
 #[cfg(test)]
 pub(super) mod naive;
+pub(super) mod narrow;
 pub(super) mod output;
+mod pairs;
+pub(super) mod partitions;
 mod probe;
+pub(super) mod radix;
 mod slots;
+#[cfg(test)]
+mod spill_tests;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -25,17 +33,16 @@ use datafusion::common::{JoinType, ScalarValue};
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::hash_join::build::Collected;
 use crate::operator::hash_join::keys::KeyShape;
-use crate::operator::hash_join::marks::{Marks, emit_build, needs_build, visits_build};
+use crate::operator::hash_join::late::{Late, can_evict};
+use crate::operator::hash_join::marks::{keeps_unmatched_build, needs_build};
+use crate::operator::hash_join::narrow::Narrow;
 use crate::operator::hash_join::output::{Layout, Output};
+use crate::operator::hash_join::partitions::{BuildPartitions, ProbePartitions};
 use crate::operator::hash_join::probe::Prober;
-use crate::operator::hash_join::table::Table;
 use crate::operator::{Collector, Context, Operator, Port, ReadNext};
 use crate::plan::HashJoinSpec;
 
 const BUILD: Port = 0;
-
-/// What building takes per row at most, roughly: slots, words, first rows, counts, starts and order.
-const BUILDING_BYTES_PER_ROW: usize = 64;
 
 /// Joins two inputs on equal keys.
 pub(super) struct HashJoin {
@@ -43,11 +50,21 @@ pub(super) struct HashJoin {
     shape: KeyShape,
     phase: Phase,
     output: Output,
+    /// How many joins have split the input before this one.
+    depth: usize,
+    /// Bytes of the build side, when it was spilled before.
+    expected_bytes: Option<u64>,
 }
 
 enum Phase {
     Build(Collected),
+    /// The build side did not fit.
+    Partition(Box<BuildPartitions>),
     Probe(Prober),
+    /// Some of the build side is on disk.
+    ProbePartitions(Box<ProbePartitions>),
+    /// All of it is, since somewhere in mid-probe.
+    Late(Box<Late>),
     /// Nothing more can come out.
     Done,
 }
@@ -58,6 +75,11 @@ impl HashJoin {
     /// # Errors
     /// When the spec contradicts itself.
     pub(super) fn new(spec: HashJoinSpec) -> Result<Self> {
+        Self::nested(spec, 0, None)
+    }
+
+    /// A join of what `depth` joins before it have split, its build side of `expected_bytes`.
+    fn nested(spec: HashJoinSpec, depth: usize, expected_bytes: Option<u64>) -> Result<Self> {
         if spec.build_keys.is_empty() || spec.build_keys.len() != spec.probe_keys.len() {
             return Err(EngineError::Internal(
                 "a hash join needs as many probe keys as build keys, and one".into(),
@@ -69,23 +91,18 @@ impl HashJoin {
                 "a null-aware join is a RightAnti join on one key alone".into(),
             ));
         }
-        let (build_schema, probe_schema) = (&spec.build_schema.0, &spec.probe_schema.0);
-        let types = spec.build_keys.iter().map(|key| Ok(key.expr.data_type(build_schema)?));
-        let shape = KeyShape::new(types.collect::<Result<_>>()?, spec.null_equals_null);
-        let layout = Layout::new(
-            spec.join_type,
-            build_schema.fields().len(),
-            probe_schema.fields().len(),
-            spec.projection.as_deref(),
-            spec.schema.0.clone(),
-        )?;
-        let kept = layout.build_columns(spec.filter.as_ref());
-        let collected = Collected::new(build_schema.clone(), kept, spec.build_keys.len());
+        let layout = Layout::of(&spec)?;
         Ok(Self {
-            shape,
-            phase: Phase::Build(collected),
-            output: Output::new(layout),
+            shape: KeyShape::of(&spec)?,
+            phase: Phase::Build(Collected::of(&spec, &layout)),
+            output: if depth > 0 {
+                Output::detached(layout)
+            } else {
+                Output::new(layout)
+            },
             spec,
+            depth,
+            expected_bytes,
         })
     }
 
@@ -116,45 +133,57 @@ impl HashJoin {
         }
     }
 
-    /// The build side has ended: builds the table.
-    fn build(&self, mut collected: Collected, cx: &mut Context) -> Result<Phase> {
+    /// The build side has ended and is all in memory: builds the table.
+    fn build(&mut self, collected: Collected, cx: &mut Context) -> Result<Phase> {
         let rows = collected.rows();
-        let (chunks, key_bytes) = collected.take_extra();
-        cx.hold(collected.bytes() + 2 * key_bytes + rows * BUILDING_BYTES_PER_ROW)?;
-        let mut arrays = Vec::with_capacity(chunks.len());
-        if rows > 0 {
-            for chunks in chunks {
-                arrays.push(KeyShape::concat(&chunks)?);
-            }
-        } else {
-            for data_type in self.shape.types() {
-                arrays.push(arrow::array::new_empty_array(data_type));
-            }
+        let bytes = collected.bytes_to_build(self.shape.table_bytes(rows));
+        if rows > 0 && (cx.memory.must_spill() || cx.hold(bytes).is_err()) {
+            let partitions = self.spill(collected, cx)?;
+            return self.build_resident(partitions, cx);
         }
-        let keys = self.shape.digest(&arrays, rows)?;
-        drop(arrays);
-        let has_null_key = keys.nulls.is_some();
-        let table = Table::build(keys, self.shape.is_integer());
-        if (table.is_empty() && self.is_idle_without_matches(rows)) || (self.spec.null_aware && has_null_key) {
+        let prober = Prober::build(&self.spec, &self.shape, collected, 0, cx)?;
+        let is_idle = prober.table.is_empty() && self.is_idle_without_matches(rows);
+        if is_idle || (self.spec.null_aware && prober.has_null_key) {
             cx.hold(0)?;
             return Ok(Phase::Done);
         }
-        let mut bytes = table.memory_bytes();
-        let visited = visits_build(self.spec.join_type).then(|| {
-            bytes += Marks::memory_bytes(rows);
-            Marks::new(rows)
-        });
-        let rows = collected.finish(bytes, cx)?;
-        Ok(Phase::Probe(Prober { rows, table, visited }))
+        Ok(Phase::Probe(prober))
+    }
+
+    /// The build side does not fit: partitions what has arrived of it.
+    fn spill(&mut self, collected: Collected, cx: &mut Context) -> Result<Box<BuildPartitions>> {
+        let narrow = Narrow::new(&self.spec, &Layout::of(&self.spec)?, self.shape.types())?;
+        self.output = Output::detached(Layout::of(&narrow.spec)?);
+        let partitions = BuildPartitions::new(narrow, &self.shape, collected, self.depth, self.expected_bytes, cx)?;
+        Ok(Box::new(partitions))
+    }
+
+    /// Somebody is short of memory in mid-probe: the table goes to disk, and `batch` after it.
+    fn evict(&mut self, batch: &Batch, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+        if let Phase::Probe(prober) = std::mem::replace(&mut self.phase, Phase::Done) {
+            let mut late = Late::evict(&self.spec, &self.shape, prober, &mut self.output, cx, out)?;
+            let keys = self.shape.evaluate(&self.spec.probe_keys, batch)?;
+            late.push(batch, self.shape.digest(&keys, batch.num_rows())?, cx)?;
+            cx.hold_anyway(late.memory_bytes());
+            self.phase = Phase::Late(Box::new(late));
+        }
+        Ok(())
+    }
+
+    /// The build side has ended and does not fit: builds the table of what does.
+    fn build_resident(&mut self, partitions: Box<BuildPartitions>, cx: &mut Context) -> Result<Phase> {
+        if self.spec.null_aware && partitions.saw_null_key() {
+            drop(partitions);
+            cx.hold(0)?;
+            return Ok(Phase::Done);
+        }
+        let partitions = partitions.finish(&self.shape, self.spec.null_aware, cx)?;
+        Ok(Phase::ProbePartitions(Box::new(partitions)))
     }
 
     /// Whether no output can come from `rows` build rows of which none can match.
     fn is_idle_without_matches(&self, rows: usize) -> bool {
-        let awaits_end = matches!(
-            self.spec.join_type,
-            JoinType::Left | JoinType::LeftAnti | JoinType::LeftMark
-        );
-        needs_build(self.spec.join_type) && !(awaits_end && rows > 0)
+        needs_build(self.spec.join_type) && !(keeps_unmatched_build(self.spec.join_type) && rows > 0)
     }
 }
 
@@ -163,12 +192,29 @@ impl Operator for HashJoin {
         match &mut self.phase {
             Phase::Build(collected) => {
                 let keys = self.shape.evaluate(&self.spec.build_keys, &batch)?;
-                collected.push(&batch, keys, cx)
+                if !collected.push(&batch, keys, cx) {
+                    drop(batch);
+                    if let Phase::Build(collected) = std::mem::replace(&mut self.phase, Phase::Done) {
+                        self.phase = Phase::Partition(self.spill(collected, cx)?);
+                    }
+                }
+                Ok(())
             }
+            Phase::Partition(partitions) => partitions.push(&self.shape, &batch, cx),
+            Phase::ProbePartitions(partitions) => partitions.push(&self.shape, &batch, &mut self.output, cx, out),
             Phase::Probe(prober) => {
+                if cx.memory.must_spill() && can_evict(self.spec.join_type, prober) {
+                    return self.evict(&batch, cx, out);
+                }
                 let keys = self.shape.evaluate(&self.spec.probe_keys, &batch)?;
                 let keys = self.shape.digest(&keys, batch.num_rows())?;
                 prober.join(&self.spec, &batch, &keys, &mut self.output, cx, out)
+            }
+            Phase::Late(late) => {
+                let keys = self.shape.evaluate(&self.spec.probe_keys, &batch)?;
+                late.push(&batch, self.shape.digest(&keys, batch.num_rows())?, cx)?;
+                cx.hold_anyway(late.memory_bytes());
+                Ok(())
             }
             Phase::Done => Ok(()),
         }
@@ -180,28 +226,33 @@ impl Operator for HashJoin {
                 self.phase = self.build(collected, cx)?;
                 Ok(())
             }
-            (Phase::Build(_), _) => Err(EngineError::Internal(
-                "the probe side ended before the build side".into(),
-            )),
-            (Phase::Probe(prober), BUILD) => {
-                self.phase = Phase::Probe(prober);
+            (Phase::Partition(partitions), BUILD) => {
+                self.phase = self.build_resident(partitions, cx)?;
                 Ok(())
             }
-            (Phase::Probe(mut prober), _) => {
-                if let Some(visited) = &mut prober.visited {
-                    let visited = visited.finish();
-                    emit_build(self.spec.join_type, &prober.rows, &visited, &mut self.output, cx, out)?;
-                }
-                drop(prober);
+            (Phase::Build(_) | Phase::Partition(_), _) => Err(EngineError::Internal(
+                "the probe side ended before the build side".into(),
+            )),
+            (phase @ (Phase::Probe(_) | Phase::ProbePartitions(_) | Phase::Late(_)), BUILD) => {
+                self.phase = phase;
+                Ok(())
+            }
+            (Phase::Probe(prober), _) => {
+                prober.finish(self.spec.join_type, &mut self.output, cx, out)?;
                 self.output.finish(out)?;
                 cx.hold(0)
             }
+            (Phase::Late(late), _) => {
+                self.output.finish(out)?;
+                late.finish(self.depth, cx, out)
+            }
+            (Phase::ProbePartitions(partitions), _) => partitions.finish(&self.shape, &mut self.output, cx, out),
             (Phase::Done, _) => Ok(()),
         }
     }
 
     fn reads_next(&self) -> ReadNext {
-        ReadNext::Only(if matches!(self.phase, Phase::Build(_)) {
+        ReadNext::Only(if matches!(self.phase, Phase::Build(_) | Phase::Partition(_)) {
             BUILD
         } else {
             1

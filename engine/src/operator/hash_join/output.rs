@@ -9,9 +9,10 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::{JoinSide, JoinType};
 
 use crate::data::{Batch, EngineError, Result};
-use crate::operator::hash_join::build::BuildRows;
+use crate::operator::hash_join::build::{BuildRows, gathered_bytes, row_bytes};
+use crate::operator::sort::without_unused_strings;
 use crate::operator::{Collector, Context};
-use crate::plan::JoinFilterSpec;
+use crate::plan::{HashJoinSpec, JoinFilterSpec};
 
 /// Rows of one side.
 pub(in crate::operator) enum Selection {
@@ -46,6 +47,14 @@ impl Selection {
     }
 }
 
+/// Pieces of output up to this size are never too large.
+const SMALL_PIECE_BYTES: usize = 16 * 1024;
+
+/// What one piece of output should take at most.
+fn piece_bytes(cx: &Context) -> usize {
+    (cx.memory.share_bytes() / 8).max(SMALL_PIECE_BYTES)
+}
+
 /// The two sides that output is gathered from; the probe side is the batch at hand.
 #[derive(Clone, Copy)]
 pub(in crate::operator) struct Sides<'a> {
@@ -54,6 +63,17 @@ pub(in crate::operator) struct Sides<'a> {
 }
 
 impl Sides<'_> {
+    /// Bytes that gathering a row of a probe column takes, on average.
+    fn probe_width(&self, index: usize) -> usize {
+        self.probe.map_or(0, |batch| {
+            let column = batch.column(index);
+            match column.data_type().primitive_width() {
+                Some(width) => width,
+                None => gathered_bytes(column).div_ceil(batch.num_rows().max(1)),
+            }
+        })
+    }
+
     fn probe(&self, index: usize, rows: &Selection) -> Result<ArrayRef> {
         match self.probe {
             Some(batch) => rows.of(batch.column(index)),
@@ -64,7 +84,7 @@ impl Sides<'_> {
 
 /// Where an output column comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+pub(in crate::operator) enum Source {
     Build(usize),
     Probe(usize),
     Mark,
@@ -77,6 +97,20 @@ pub(in crate::operator) struct Layout {
 }
 
 impl Layout {
+    /// For the join that `spec` says.
+    ///
+    /// # Errors
+    /// When its projection or schema does not fit.
+    pub(in crate::operator) fn of(spec: &HashJoinSpec) -> Result<Self> {
+        Self::new(
+            spec.join_type,
+            spec.build_schema.0.fields().len(),
+            spec.probe_schema.0.fields().len(),
+            spec.projection.as_deref(),
+            spec.schema.0.clone(),
+        )
+    }
+
     /// For a join of sides this wide.
     ///
     /// # Errors
@@ -109,16 +143,28 @@ impl Layout {
         }
     }
 
+    /// Where each output column comes from.
+    pub(in crate::operator) fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
     /// The build columns that the output or `filter` needs, rising.
     pub(in crate::operator) fn build_columns(&self, filter: Option<&JoinFilterSpec>) -> Vec<usize> {
-        let output = self.sources.iter().filter_map(|source| match source {
-            Source::Build(column) => Some(*column),
-            Source::Probe(_) | Source::Mark => None,
+        self.columns(filter, JoinSide::Left)
+    }
+
+    /// The probe columns that the output or `filter` needs, rising.
+    pub(in crate::operator) fn probe_columns(&self, filter: Option<&JoinFilterSpec>) -> Vec<usize> {
+        self.columns(filter, JoinSide::Right)
+    }
+
+    fn columns(&self, filter: Option<&JoinFilterSpec>, wanted: JoinSide) -> Vec<usize> {
+        let output = self.sources.iter().filter_map(|source| match (source, wanted) {
+            (Source::Build(column), JoinSide::Left) | (Source::Probe(column), JoinSide::Right) => Some(*column),
+            _ => None,
         });
         let filter = filter.iter().flat_map(|filter| &filter.columns);
-        let filter = filter
-            .filter(|(side, _)| *side == JoinSide::Left)
-            .map(|(_, column)| *column);
+        let filter = filter.filter(|(side, _)| *side == wanted).map(|(_, column)| *column);
         let mut columns: Vec<usize> = output.chain(filter).collect();
         columns.sort_unstable();
         columns.dedup();
@@ -153,6 +199,10 @@ pub(in crate::operator) struct Output {
     coalescer: Option<BatchCoalescer>,
     /// Rows not yet handed on, when the output has no columns.
     bare_rows: usize,
+    /// Bytes of the wide pieces gathered up since the last batch was ended for their sake.
+    wide_bytes: usize,
+    /// Whether what is handed on must keep no build rows alive.
+    detached: bool,
 }
 
 impl Output {
@@ -161,12 +211,49 @@ impl Output {
             layout,
             coalescer: None,
             bare_rows: 0,
+            wide_bytes: 0,
+            detached: false,
         }
+    }
+
+    /// For a build side that makes room for another before the output is used up: rows are copied out.
+    pub(in crate::operator) fn detached(layout: Layout) -> Self {
+        Self {
+            detached: true,
+            ..Self::new(layout)
+        }
+    }
+
+    /// From now on what is handed on keeps no build rows alive.
+    pub(in crate::operator) fn detach(&mut self) {
+        self.detached = true;
     }
 
     /// Whether rows are all that is asked for (`count(*)`).
     pub(in crate::operator) fn is_bare(&self) -> bool {
         self.layout.sources.is_empty()
+    }
+
+    /// How many rows a piece of output may have, so that neither it nor what `filter` is judged on becomes large.
+    pub(in crate::operator) fn piece_rows(&self, sides: Sides, filter: Option<&JoinFilterSpec>, cx: &Context) -> usize {
+        let mut row_bytes = 0;
+        for source in &self.layout.sources {
+            row_bytes += match source {
+                Source::Build(column) => sides.build.width(*column),
+                Source::Probe(column) => sides.probe_width(*column),
+                Source::Mark => 1,
+            };
+        }
+        for (side, column) in filter.iter().flat_map(|filter| &filter.columns) {
+            row_bytes += match side {
+                JoinSide::Left => sides.build.width(*column),
+                _ => sides.probe_width(*column),
+            };
+        }
+        if row_bytes.saturating_mul(cx.batch_size) <= SMALL_PIECE_BYTES {
+            return cx.batch_size;
+        }
+        (piece_bytes(cx) / row_bytes).clamp(1, cx.batch_size)
     }
 
     /// Hands on the pairs of `build` and `probe` rows; at most about a batch of them.
@@ -204,7 +291,8 @@ impl Output {
         cx: &Context,
         out: &mut dyn Collector,
     ) -> Result<()> {
-        self.each_piece(mask, cx, out, |layout, start, len| {
+        let rows_max = self.piece_rows(sides, None, cx);
+        self.each_piece(mask, rows_max, cx, out, |layout, start, len| {
             layout.batch(sides, &Selection::Nulls(len), &Selection::Slice { start, len }, None)
         })
     }
@@ -221,8 +309,10 @@ impl Output {
         out: &mut dyn Collector,
     ) -> Result<()> {
         let sides = Sides { build, probe: None };
-        self.each_piece(mask, cx, out, |layout, start, len| {
-            layout.batch(sides, &Selection::Slice { start, len }, &Selection::Nulls(len), None)
+        let rows = self.neighbours(sides);
+        let rows_max = self.piece_rows(sides, None, cx);
+        self.each_piece(mask, rows_max, cx, out, |layout, start, len| {
+            layout.batch(sides, &rows(start, len), &Selection::Nulls(len), None)
         })
     }
 
@@ -238,16 +328,36 @@ impl Output {
         out: &mut dyn Collector,
     ) -> Result<()> {
         let all = BooleanBuffer::new_set(marks.len());
-        self.each_piece(&all, cx, out, |layout, start, len| {
+        let rows = self.neighbours(sides);
+        let rows_max = self.piece_rows(sides, None, cx);
+        self.each_piece(&all, rows_max, cx, out, |layout, start, len| {
             let mark: ArrayRef = Arc::new(BooleanArray::new(marks.slice(start, len), None));
-            let rows = Selection::Slice { start, len };
+            let rows = rows(start, len);
             layout.batch(sides, &rows, &rows, Some(&mark))
+        })
+    }
+
+    /// How to gather neighbouring rows: as a slice, unless that would keep the build side alive.
+    fn neighbours(&self, sides: Sides) -> impl Fn(usize, usize) -> Selection + use<> {
+        let copied = self.detached && sides.probe.is_none();
+        move |start, len| match copied {
+            true => Selection::Take((start as u32..(start + len) as u32).collect::<Vec<_>>().into()),
+            false => Selection::Slice { start, len },
+        }
+    }
+
+    fn hand_on(&self, batch: Batch, out: &mut dyn Collector) -> Result<()> {
+        out.collect(if self.detached {
+            without_unused_strings(batch)?
+        } else {
+            batch
         })
     }
 
     fn each_piece(
         &mut self,
         mask: &BooleanBuffer,
+        rows_max: usize,
         cx: &Context,
         out: &mut dyn Collector,
         piece: impl Fn(&Layout, usize, usize) -> Result<Batch>,
@@ -258,7 +368,7 @@ impl Output {
         let mut start = 0;
         while start < mask.len() && !out.is_done() {
             cx.cancel.check()?;
-            let len = cx.batch_size.min(mask.len() - start);
+            let len = rows_max.min(mask.len() - start);
             let mask = mask.slice(start, len);
             let kept = mask.count_set_bits();
             if kept > 0 {
@@ -267,7 +377,9 @@ impl Output {
                 if kept == len {
                     self.pass(batch, cx, out)?;
                 } else if kept * 2 >= cx.batch_size {
-                    out.collect(filter_record_batch(&batch, &mask)?)?;
+                    self.hand_on(filter_record_batch(&batch, &mask)?, out)?;
+                } else if rows_max < cx.batch_size {
+                    self.pass(filter_record_batch(&batch, &mask)?, cx, out)?;
                 } else {
                     self.coalescer(cx).push_batch_with_filter(batch, &mask)?;
                     self.completed(out)?;
@@ -281,9 +393,24 @@ impl Output {
     /// A large batch goes on as it is; small ones are gathered up.
     fn pass(&mut self, batch: Batch, cx: &Context, out: &mut dyn Collector) -> Result<()> {
         if batch.num_rows() * 2 >= cx.batch_size {
-            return out.collect(batch);
+            return self.hand_on(batch, out);
         }
+        let bytes = row_bytes(batch.columns());
+        if bytes <= SMALL_PIECE_BYTES / 2 {
+            self.coalescer(cx).push_batch(batch)?;
+            return self.completed(out);
+        }
+        // Rows are wide: the gathered batch must not grow to many times what one piece may be.
+        let full_bytes = piece_bytes(cx);
+        if bytes * 2 >= full_bytes {
+            return self.hand_on(batch, out);
+        }
+        self.wide_bytes += bytes;
         self.coalescer(cx).push_batch(batch)?;
+        if self.wide_bytes >= full_bytes {
+            self.wide_bytes = 0;
+            self.coalescer(cx).finish_buffered_batch()?;
+        }
         self.completed(out)
     }
 
@@ -295,7 +422,7 @@ impl Output {
 
     fn completed(&mut self, out: &mut dyn Collector) -> Result<()> {
         while let Some(batch) = self.coalescer.as_mut().and_then(BatchCoalescer::next_completed_batch) {
-            out.collect(batch)?;
+            self.hand_on(batch, out)?;
         }
         Ok(())
     }

@@ -4,14 +4,14 @@
 //! With one, candidate pairs are made and judged piece by piece. Either way no more than a batch of pairs exists at a
 //! time, though one probe row may match millions of build rows.
 
-use arrow::array::{BooleanArray, UInt32Array};
+use arrow::array::{BooleanArray, UInt32Array, new_empty_array};
 use arrow::buffer::{BooleanBuffer, NullBuffer};
 use datafusion::common::JoinType;
 
 use crate::data::{Batch, Result};
-use crate::operator::hash_join::build::{BuildRows, nullable_rows};
-use crate::operator::hash_join::keys::Keys;
-use crate::operator::hash_join::marks::{Marks, emits_pairs, keeps_unmatched_probe, visits_build};
+use crate::operator::hash_join::build::{BuildRows, Collected, nullable_rows};
+use crate::operator::hash_join::keys::{KeyShape, Keys};
+use crate::operator::hash_join::marks::{Marks, emit_build, emits_pairs, keeps_unmatched_probe, visits_build};
 use crate::operator::hash_join::output::{Output, Selection, Sides, satisfied};
 use crate::operator::hash_join::slots::Run;
 use crate::operator::hash_join::table::Table;
@@ -27,9 +27,67 @@ pub(super) struct Prober {
     pub(super) table: Table,
     /// The build rows that matched, when the join type asks.
     pub(super) visited: Option<Marks>,
+    /// Whether a build key was NULL and so matches nothing.
+    pub(super) has_null_key: bool,
 }
 
 impl Prober {
+    /// The table and the rows of what was collected for the join that `spec` says. What building takes is booked
+    /// already; in the end the prober and `other_bytes` are.
+    ///
+    /// # Errors
+    /// When a kernel fails.
+    pub(super) fn build(
+        spec: &HashJoinSpec,
+        shape: &KeyShape,
+        mut collected: Collected,
+        other_bytes: usize,
+        cx: &mut Context,
+    ) -> Result<Self> {
+        let rows = collected.rows();
+        let (chunks, _) = collected.take_extra();
+        let mut arrays = Vec::with_capacity(chunks.len());
+        if rows > 0 {
+            for chunks in chunks {
+                arrays.push(KeyShape::concat(&chunks)?);
+            }
+        } else {
+            arrays.extend(shape.types().iter().map(new_empty_array));
+        }
+        let keys = shape.digest(&arrays, rows)?;
+        drop(arrays);
+        let has_null_key = keys.nulls.is_some();
+        let table = Table::build(keys, shape.is_integer());
+        let mut bytes = table.memory_bytes() + other_bytes;
+        let visited = visits_build(spec.join_type).then(|| {
+            bytes += Marks::memory_bytes(rows);
+            Marks::new(rows)
+        });
+        Ok(Self {
+            rows: collected.finish(bytes, cx)?,
+            table,
+            visited,
+            has_null_key,
+        })
+    }
+
+    /// The probe side has ended: hands on the build rows that wait for that.
+    ///
+    /// # Errors
+    /// When a kernel or the consumer fails.
+    pub(super) fn finish(
+        mut self,
+        join_type: JoinType,
+        output: &mut Output,
+        cx: &Context,
+        out: &mut dyn Collector,
+    ) -> Result<()> {
+        match &mut self.visited {
+            Some(visited) => emit_build(join_type, &self.rows, &visited.finish(), output, cx, out),
+            None => Ok(()),
+        }
+    }
+
     /// Joins one probe batch.
     ///
     /// # Errors
@@ -63,7 +121,8 @@ impl Prober {
                     return output.bare(runs.iter().map(|run| run.len.max(least) as usize).sum(), cx, out);
                 }
                 let mut expansion = Expansion::new(&runs, &self.table, keep_unmatched);
-                while let Some(pairs) = expansion.next(cx.batch_size, |_| false) {
+                let rows_max = output.piece_rows(sides, None, cx);
+                while let Some(pairs) = expansion.next(rows_max, |_| false) {
                     cx.cancel.check()?;
                     let (build, probe) = pairs.into_selections(self.table.is_unique);
                     output.pairs(sides, &build, &probe, cx, out)?;
@@ -109,8 +168,9 @@ impl Prober {
         let all_matches = emits_pairs(join_type) || visits_build(join_type);
         let mut matched = Marks::new(runs.len());
         let mut expansion = Expansion::new(runs, &self.table, false);
+        let rows_max = output.piece_rows(sides, Some(filter), cx);
         // A probe row that is known to match needs no further candidates where one match is all that is asked for.
-        while let Some(mut pairs) = expansion.next(cx.batch_size, |row| !all_matches && matched.get(row)) {
+        while let Some(mut pairs) = expansion.next(rows_max, |row| !all_matches && matched.get(row)) {
             cx.cancel.check()?;
             if !emits_pairs(join_type)
                 && let Some(visited) = &self.visited

@@ -64,8 +64,17 @@ impl<W: Word> Slots<W> {
         Self::with_keys(rows.min(16 * 1024))
     }
 
+    /// Bytes of the slots for `keys` keys.
+    pub(super) fn bytes_for(keys: usize) -> usize {
+        Self::slots_for(keys) * size_of::<Slot<W>>()
+    }
+
+    fn slots_for(keys: usize) -> usize {
+        (keys * 8 / 5 + 1).next_power_of_two().max(4)
+    }
+
     fn with_keys(keys: usize) -> Self {
-        let slots = (keys * 8 / 5 + 1).next_power_of_two().max(4);
+        let slots = Self::slots_for(keys);
         Self {
             slots: vec![Slot::default(); slots],
             shift: 64 - slots.trailing_zeros(),
@@ -165,6 +174,13 @@ impl<W: Word> Slots<W> {
                 return slot.run;
             }
             at = (at + 1) & mask;
+        }
+    }
+
+    /// Visits each key with its run.
+    pub(super) fn each(&self, mut visit: impl FnMut(W, Run)) {
+        for slot in self.slots.iter().filter(|slot| slot.run.len != 0) {
+            visit(slot.key, slot.run);
         }
     }
 

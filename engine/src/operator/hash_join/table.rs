@@ -6,10 +6,12 @@
 //! the same with one entry per key for unique keys, and open addressing with the key stored in the slot, where a miss
 //! is seen without touching anything else.
 
+use arrow::array::ArrayRef;
 use arrow::buffer::NullBuffer;
 
 use crate::operator::hash_join::columns::KeyColumns;
-use crate::operator::hash_join::keys::{HashWord, Keys, Wide, Words};
+use crate::operator::hash_join::keys::{HashWord, Keys, Wide, Words, narrow_array, wide_arrays};
+use crate::operator::hash_join::marks::Marks;
 use crate::operator::hash_join::slots::{NO_MATCH, Run, Slots, Word};
 
 /// No row: rows are counted in `u32` and this many are refused.
@@ -148,6 +150,45 @@ impl Table {
             let i = pairs[position].1;
             let equal = |run: Run| self.columns.equal(self.row(run.start), probe, i);
             runs[i as usize] = slots.find(words[i as usize], equal);
+        }
+    }
+
+    /// The keys of `rows` build rows in the form of [`Keys::arrays`].
+    pub(super) fn into_key_arrays(self, rows: usize) -> Vec<ArrayRef> {
+        let mut is_valid = Marks::new(rows);
+        if let Directory::Hashed(_) = self.directory {
+            return self.columns.into_arrays();
+        }
+        if let Directory::Wide(slots) = &self.directory {
+            let mut words = vec![Wide::default(); rows];
+            slots.each(|key, run| self.set_keys(key, run, &mut words, &mut is_valid));
+            return wide_arrays(&words, Some(NullBuffer::new(is_valid.finish())));
+        }
+        let mut words = vec![0u64; rows];
+        let mut set = |key, run| self.set_keys(key, run, &mut words, &mut is_valid);
+        match &self.directory {
+            Directory::Direct { min, rows } => {
+                for (entry, row) in rows.iter().enumerate().filter(|(_, row)| **row != NO_ROW) {
+                    set(min.wrapping_add(entry as u64), Run { start: *row, len: 1 });
+                }
+            }
+            Directory::DirectRuns { min, starts } => {
+                for (entry, range) in starts.windows(2).enumerate() {
+                    let (start, len) = (range[0], range[1] - range[0]);
+                    set(min.wrapping_add(entry as u64), Run { start, len });
+                }
+            }
+            Directory::Narrow(slots) => slots.each(set),
+            Directory::Wide(_) | Directory::Hashed(_) | Directory::Empty => {}
+        }
+        vec![narrow_array(words, Some(NullBuffer::new(is_valid.finish())))]
+    }
+
+    fn set_keys<W: Copy>(&self, key: W, run: Run, words: &mut [W], is_valid: &mut Marks) {
+        for position in run.start..run.start + run.len {
+            let row = self.row(position) as usize;
+            words[row] = key;
+            is_valid.set(row);
         }
     }
 

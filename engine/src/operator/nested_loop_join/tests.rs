@@ -1,6 +1,7 @@
 //! Every join type against the naive join over rows.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arrow::array::{Int32Array, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -99,10 +100,96 @@ fn reads_the_build_side_first_and_stops_when_nothing_can_come() {
     }
 }
 
+/// Runs the join under a budget; gives back what was spilled.
+fn check_within(
+    budget: usize,
+    build: &[Option<i32>],
+    probe: &[Option<i32>],
+    join_type: JoinType,
+    filtered: bool,
+    projection: Option<Vec<usize>>,
+) -> u64 {
+    let spec = spec(join_type, filtered, projection.clone());
+    let (build_batches, probe_batches) = (batches("b", build, 20), batches("p", probe, 20));
+    let matches = |b: usize, p: usize| !filtered || matches!((build[b], probe[p]), (Some(b), Some(p)) if b < p);
+    let (build_cells, probe_cells) = (cells(&build_batches), cells(&probe_batches));
+    let expected = naive(
+        join_type,
+        &build_cells,
+        &probe_cells,
+        (2, 2),
+        projection.as_deref(),
+        matches,
+    );
+    let mut harness = Harness::with_memory(NestedLoopJoin::new(spec), budget);
+    harness.context.batch_size = 100;
+    let (memory, metrics) = (harness.memory.clone(), Arc::clone(&harness.context.metrics));
+    let spill = Arc::clone(&harness.context.spill);
+    let output = harness.run(vec![build_batches, probe_batches]).unwrap();
+    assert!(output.iter().all(|batch| batch.num_rows() <= 100));
+    assert!(texts(&output) == expected, "{join_type} filtered {filtered}");
+    assert_eq!(memory.reserved_bytes(), 0);
+    assert!(memory.peak_bytes() <= budget + 32 * 1024, "{}", memory.peak_bytes());
+    if let Some(directory) = spill.path() {
+        assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
+    }
+    metrics.spilled_bytes.load(Ordering::Relaxed)
+}
+
 #[test]
-fn an_exhausted_budget_is_an_error() {
+fn a_build_side_that_does_not_fit_meets_the_probe_side_block_by_block() {
+    let values = |rows: i32| -> Vec<_> { (0..rows).map(|i| (i % 7 != 3).then_some(i * 31 % 200)).collect() };
+    for (build, probe) in [
+        (values(800), values(90)),
+        (values(300), values(300)),
+        (values(400), vec![]),
+    ] {
+        for join_type in JOIN_TYPES {
+            for filtered in [false, true] {
+                let spilled = check_within(6000, &build, &probe, join_type, filtered, None);
+                // Of some build sides next to nothing is kept, which fits.
+                let little = matches!(
+                    join_type,
+                    JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark
+                );
+                assert!(spilled > 0 || little, "{join_type} filtered {filtered}");
+            }
+        }
+    }
+}
+
+#[test]
+fn cancelling_ends_it_and_leaves_nothing() {
     let values: Vec<_> = (0..1000).map(Some).collect();
-    let harness = Harness::with_memory(NestedLoopJoin::new(spec(JoinType::Inner, true, None)), 2000);
-    let result = harness.run(vec![batches("b", &values, 100), vec![]]);
-    assert!(matches!(result, Err(EngineError::Memory(_))), "{result:?}");
+    let mut harness = Harness::with_memory(NestedLoopJoin::new(spec(JoinType::Left, true, None)), 6000);
+    for batch in batches("b", &values, 100) {
+        harness.push(0, batch).unwrap();
+    }
+    harness.end(0).unwrap();
+    for batch in batches("p", &values, 100) {
+        harness.push(1, batch).unwrap();
+    }
+    harness.context.cancel.cancel();
+    assert!(matches!(harness.end(1), Err(EngineError::Cancelled)));
+    let (memory, spill) = (harness.memory.clone(), Arc::clone(&harness.context.spill));
+    drop(harness);
+    assert_eq!(memory.reserved_bytes(), 0);
+    assert_eq!(std::fs::read_dir(spill.path().unwrap()).unwrap().count(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn agrees_with_the_naive_join_under_any_budget(
+        build in prop::collection::vec(prop_oneof![1 => Just(None), 5 => (-30..30i32).prop_map(Some)], 0..300),
+        probe in prop::collection::vec(prop_oneof![1 => Just(None), 5 => (-30..30i32).prop_map(Some)], 0..100),
+        join_type in 0..JOIN_TYPES.len(),
+        filtered in any::<bool>(),
+        project in 0..3u8,
+        budget in 500..10_000usize,
+    ) {
+        let projection = [None, Some(vec![1, 0]), Some(vec![])][project as usize].clone();
+        check_within(budget, &build, &probe, JOIN_TYPES[join_type], filtered, projection);
+    }
 }
