@@ -4,6 +4,7 @@
 //! columns into the state of those groups. Both work on whole batches.
 
 mod accumulators;
+mod array_bytes;
 mod bytes_column;
 mod column_keys;
 mod group_table;
@@ -12,6 +13,7 @@ mod key_column;
 mod key_value;
 mod packed_bytes;
 mod packed_keys;
+mod partitions;
 mod row_column;
 mod slots;
 #[cfg(test)]
