@@ -48,10 +48,12 @@ pub(super) fn spill_schema(table: &GroupTable, accumulators: &Accumulators, dist
     let mut fields: Vec<Field> = keys
         .map(|(index, key)| Field::new(format!("key {index}"), key.clone(), true))
         .collect();
-    fields.extend(accumulators.state_fields().enumerate().map(|(index, state)| {
-        let state = Field::new(format!("state {index}"), state.data_type().clone(), true);
-        state
-    }));
+    fields.extend(
+        accumulators
+            .state_fields()
+            .enumerate()
+            .map(|(index, state)| Field::new(format!("state {index}"), state.data_type().clone(), true)),
+    );
     if distinct_only {
         fields.push(Field::new("emitted", arrow::datatypes::DataType::Boolean, true));
     }

@@ -8,9 +8,11 @@ mod prefix;
 mod tests;
 mod top_n;
 
-use crate::data::{Batch, Result};
+use thalweg_memory::MemoryError;
+
+use crate::data::{Batch, Result, batch_bytes};
 use crate::operator::sort::full::FullSort;
-use crate::operator::sort::top_n::TopN;
+use crate::operator::sort::top_n::{Added, TopN};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::SortSpec;
 
@@ -40,7 +42,20 @@ impl Operator for Sort {
     fn on_batch(&mut self, _port: Port, batch: Batch, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
         match self {
             Sort::Full(sort) => sort.add(batch, cx),
-            Sort::Top(top) => top.add(batch, cx),
+            Sort::Top(top) => match top.add(batch, cx)? {
+                Added::Kept => Ok(()),
+                Added::Overflow(batch) => {
+                    let manager = cx.memory.manager();
+                    let held = std::mem::replace(top, TopN::new(Vec::new(), 0)).into_batches();
+                    Err(MemoryError::Exhausted {
+                        consumer: cx.memory.consumer().to_string(),
+                        requested_bytes: held.iter().chain([&batch]).map(batch_bytes).sum(),
+                        available_bytes: manager.limit_bytes().saturating_sub(manager.reserved_bytes()),
+                        budget_bytes: manager.limit_bytes(),
+                    }
+                    .into())
+                }
+            },
         }
     }
 
