@@ -10,8 +10,8 @@ use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use datafusion::physical_expr::{GroupsAccumulatorAdapter, PhysicalExpr};
 use datafusion::physical_expr_common::physical_expr::is_volatile;
 
-use super::array_bytes::{is_flat, payload_bytes};
 use crate::data::{Batch, EngineError, Result};
+use crate::operator::array_bytes::{is_flat, payload_bytes};
 use crate::plan::{AggregateMode, AggregateSpec};
 
 /// What a function reads of a batch.

@@ -11,11 +11,11 @@ use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{ArrowNativeType, DataType};
 use foldhash::fast::FixedState;
 
-use super::array_bytes::payload_bytes;
 use super::group_table::vec_growth;
 use super::key_column::{KeyColumn, Nulls};
 use super::key_value::{NULL_HASH, combine};
 use crate::data::{EngineError, Result};
+use crate::operator::array_bytes::payload_bytes;
 
 /// Byte strings one after another.
 pub(super) struct ByteHeap {

@@ -19,10 +19,10 @@ use datafusion::error::DataFusionError;
 use datafusion::physical_expr::PhysicalExpr;
 
 use super::accumulators::{Accumulators, Input, Inputs, Take, evaluate_all};
-use super::array_bytes::{compact, payload_bytes, slice_bytes};
 use super::group_table::GroupTable;
 use super::partitions::{DEPTH_MAX, Partition, Partitions, spill_schema};
 use crate::data::{Batch, EngineError, Result};
+use crate::operator::array_bytes::{compact, payload_bytes, slice_bytes};
 use crate::operator::{Collector, Context};
 use crate::plan::{AggregateMode, AggregateSpec};
 

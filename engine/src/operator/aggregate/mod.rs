@@ -4,7 +4,6 @@
 //! columns into the state of those groups. Both work on whole batches.
 
 mod accumulators;
-mod array_bytes;
 mod bytes_column;
 mod column_keys;
 mod group_table;

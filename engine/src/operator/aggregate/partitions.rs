@@ -11,10 +11,10 @@ use arrow::datatypes::{Field, Schema, SchemaRef};
 use thalweg_memory::{SpillFile, SpillWriter};
 
 use super::accumulators::Accumulators;
-use super::array_bytes::compact;
 use super::group_table::GroupTable;
 use crate::data::{Batch, Result, hash_rows};
 use crate::operator::Context;
+use crate::operator::array_bytes::compact;
 
 /// After so many rounds of partitioning a partition holds one group, or hashes that nothing tells apart.
 pub(super) const DEPTH_MAX: u32 = 8;

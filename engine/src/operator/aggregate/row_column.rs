@@ -7,11 +7,11 @@ use arrow::datatypes::DataType;
 use arrow::row::{RowConverter, Rows, SortField};
 use foldhash::fast::FixedState;
 
-use super::array_bytes::payload_bytes;
 use super::bytes_column::{ByteHeap, hash_bytes};
 use super::key_column::KeyColumn;
 use super::key_value::combine;
 use crate::data::{EngineError, Result};
+use crate::operator::array_bytes::payload_bytes;
 
 /// Keys of one nested column as rows.
 pub(super) struct RowColumn {

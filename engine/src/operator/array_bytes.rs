@@ -8,7 +8,7 @@ use crate::data::Result;
 
 /// The bytes of the values of an array: of a slice what it shows, of views the strings that they stand for, of a
 /// dictionary its values once.
-pub(super) fn payload_bytes(array: &ArrayRef) -> usize {
+pub(in crate::operator) fn payload_bytes(array: &ArrayRef) -> usize {
     fn of_views<T: ByteViewType>(array: &GenericByteViewArray<T>) -> usize {
         // The low half of a view's first word is the length.
         array.views().iter().map(|view| *view as u32 as usize).sum()
@@ -24,7 +24,7 @@ pub(super) fn payload_bytes(array: &ArrayRef) -> usize {
 }
 
 /// The bytes of the buffers of an array, of a slice only what it shows.
-pub(super) fn slice_bytes(array: &ArrayRef) -> usize {
+pub(in crate::operator) fn slice_bytes(array: &ArrayRef) -> usize {
     array
         .to_data()
         .get_slice_memory_size()
@@ -33,7 +33,7 @@ pub(super) fn slice_bytes(array: &ArrayRef) -> usize {
 
 /// The array with the strings of its views copied out of their buffers, at any depth: a few rows taken from many keep
 /// the buffers of all of them otherwise.
-pub(super) fn compact(array: ArrayRef) -> Result<ArrayRef> {
+pub(in crate::operator) fn compact(array: ArrayRef) -> Result<ArrayRef> {
     if !has_views(array.data_type()) {
         return Ok(array);
     }
@@ -73,7 +73,7 @@ fn has_views(data_type: &DataType) -> bool {
 }
 
 /// Whether values of this type are of one width: arrays of them are plain vectors.
-pub(super) fn is_flat(data_type: &DataType) -> bool {
+pub(in crate::operator) fn is_flat(data_type: &DataType) -> bool {
     data_type.is_primitive() || matches!(data_type, DataType::Boolean | DataType::Null)
 }
 
