@@ -10,6 +10,7 @@ use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use datafusion::physical_expr::{GroupsAccumulatorAdapter, PhysicalExpr};
 use datafusion::physical_expr_common::physical_expr::is_volatile;
 
+use super::distinct_count::DistinctCount;
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::array_bytes::{is_flat, payload_bytes};
 use crate::plan::{AggregateMode, AggregateSpec};
@@ -347,6 +348,9 @@ impl Take {
 fn create(function: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAccumulator>> {
     if function.groups_accumulator_supported() {
         return Ok(function.create_groups_accumulator()?);
+    }
+    if let Some(count) = DistinctCount::for_function(function)? {
+        return Ok(Box::new(count));
     }
     let function = Arc::clone(function);
     Ok(Box::new(GroupsAccumulatorAdapter::new(move || {

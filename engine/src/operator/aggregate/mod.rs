@@ -6,6 +6,7 @@
 mod accumulators;
 mod bytes_column;
 mod column_keys;
+mod distinct_count;
 mod group_table;
 mod grouped;
 mod key_column;
