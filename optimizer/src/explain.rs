@@ -137,6 +137,7 @@ fn describe(operator: &OperatorSpec) -> String {
         OperatorSpec::Sort(sort) => format!("{name} {}{}", debug_list(&sort.keys), fetched(sort.fetch)),
         OperatorSpec::Merge(merge) => format!("{name} {}{}", debug_list(&merge.keys), fetched(merge.fetch)),
         OperatorSpec::Limit(limit) => format!("{name} skip={}{}", limit.skip, fetched(limit.fetch)),
+        OperatorSpec::Window(window) => window.label.clone(),
         OperatorSpec::Wrapped(wrapped) => format!("{name} {}", wrapped.label),
         OperatorSpec::Collect(_) => name.to_string(),
         OperatorSpec::Sink(sink) => format!("{name} {} {:?}", sink.connector, sink.options),

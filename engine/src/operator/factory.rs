@@ -14,6 +14,7 @@ use crate::operator::nested_loop_join::NestedLoopJoin;
 use crate::operator::project::Project;
 use crate::operator::scan::{Scan, Splits};
 use crate::operator::sort::{SharedRuns, Sort};
+use crate::operator::window::Window;
 use crate::operator::wrapped::Wrapped;
 use crate::plan::{OperatorSpec, SortSpec};
 
@@ -32,6 +33,7 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
         OperatorSpec::Sort(spec) => Box::new(Sort::new(spec.clone())),
         OperatorSpec::Merge(spec) => Box::new(Merge::new(spec.clone(), inputs)),
         OperatorSpec::Limit(spec) => Box::new(Limit::new(*spec)),
+        OperatorSpec::Window(spec) => Box::new(Window::new(spec.clone())?),
         OperatorSpec::Wrapped(spec) => Box::new(Wrapped::new(spec.clone())?),
         OperatorSpec::Scan(_) | OperatorSpec::Collect(_) | OperatorSpec::Sink(_) => {
             return Err(EngineError::Internal(format!(

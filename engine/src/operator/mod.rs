@@ -4,6 +4,7 @@
 //! which is the next operator of the chain or the output gate: the operator cannot tell which.
 
 mod aggregate;
+mod array_bytes;
 mod context;
 mod expand;
 mod factory;
@@ -18,6 +19,7 @@ mod project;
 mod scan;
 mod sink;
 mod sort;
+mod window;
 mod wrapped;
 
 use crate::data::{Batch, EngineError, Result, Watermark};

@@ -12,6 +12,6 @@ pub use expression::{Aggregates, PhysicalPlan, ScalarExpr, SchemaSpec, SortKey};
 pub use job_graph::{Edge, ExchangeMode, JobGraph, JobGraphError, MergeMode, Partitioning, Vertex, VertexId};
 pub use specs::{
     AggregateMode, AggregateSpec, CollectSpec, ExpandSpec, FilterSpec, HashJoinSpec, JoinFilterSpec, LimitSpec,
-    MergeSpec, NestedLoopJoinSpec, OperatorSpec, ProjectSpec, ScanSpec, SinkSpec, SortSpec, WrappedSpec,
+    MergeSpec, NestedLoopJoinSpec, OperatorSpec, ProjectSpec, ScanSpec, SinkSpec, SortSpec, WindowSpec, WrappedSpec,
     input_placeholder,
 };

@@ -34,7 +34,9 @@ pub enum OperatorSpec {
     Merge(MergeSpec),
     /// Skips and limits.
     Limit(LimitSpec),
-    /// A DataFusion operator of the long tail (unnest, OVER windows, inserts into foreign tables).
+    /// OVER windows that look at whole partitions.
+    Window(WindowSpec),
+    /// A DataFusion operator of the long tail (unnest, OVER windows that pass over the rows, inserts into foreign tables).
     Wrapped(WrappedSpec),
     /// Hands the result to the client.
     Collect(CollectSpec),
@@ -56,6 +58,7 @@ impl OperatorSpec {
                 | OperatorSpec::HashJoin(_)
                 | OperatorSpec::NestedLoopJoin(_)
                 | OperatorSpec::Sort(_)
+                | OperatorSpec::Window(_)
         )
     }
 
@@ -77,6 +80,7 @@ impl OperatorSpec {
             OperatorSpec::Sort(_) => "Sort",
             OperatorSpec::Merge(_) => "Merge",
             OperatorSpec::Limit(_) => "Limit",
+            OperatorSpec::Window(_) => "Window",
             OperatorSpec::Wrapped(_) => "Wrapped",
             OperatorSpec::Collect(_) => "Collect",
             OperatorSpec::Sink(_) => "Sink",
@@ -235,6 +239,17 @@ pub struct LimitSpec {
     pub skip: usize,
     /// Rows to pass; all when `None`.
     pub fetch: Option<usize>,
+}
+
+/// Window functions over whole partitions of an input that is sorted by its partition keys, then by the windows' order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WindowSpec {
+    /// What it does, for plans and messages, e.g. `Window sum(x) OVER (..)`.
+    pub label: String,
+    /// DataFusion's `WindowAggExec`, its only child the placeholder; holds the window functions.
+    pub plan: PhysicalPlan,
+    /// The same functions when each is an aggregate of all rows of a partition: these need not be held at once.
+    pub whole: Option<Aggregates>,
 }
 
 /// A DataFusion plan over one [`input_placeholder`], fed with the operator's input.

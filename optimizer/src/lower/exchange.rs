@@ -187,6 +187,7 @@ impl Lowering<'_> {
                 .iter()
                 .map(|operator| match operator {
                     OperatorSpec::Scan(scan) => format!("Scan {}", scan.table),
+                    OperatorSpec::Window(window) => window.label.clone(),
                     OperatorSpec::Wrapped(wrapped) => wrapped.label.clone(),
                     OperatorSpec::Sink(sink) => format!("Sink {}", sink.connector),
                     other => other.name().to_string(),

@@ -1,14 +1,19 @@
-//! Window: partitioned, sorted, then DataFusion's window operator.
+//! Window: partitioned, sorted, then our operator over whole partitions, or DataFusion's where passing over the rows is
+//! enough.
 
 use std::sync::Arc;
 
+use arrow::datatypes::SchemaRef;
 use datafusion::logical_expr::expr::WindowFunctionParams;
 use datafusion::logical_expr::utils::generate_sort_key;
-use datafusion::logical_expr::{Expr, SortExpr, Window};
+use datafusion::logical_expr::{Expr, SortExpr, Window, WindowFrameBound, WindowFrameUnits};
+use datafusion::physical_expr::window::{PlainAggregateWindowExpr, WindowExpr};
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 use datafusion::physical_plan::{ExecutionPlan, InputOrderMode};
 use datafusion::physical_planner::create_window_expr;
-use thalweg_engine::plan::{OperatorSpec, PhysicalPlan, SortKey, SortSpec, WrappedSpec, input_placeholder};
+use thalweg_engine::plan::{
+    Aggregates, OperatorSpec, PhysicalPlan, SortKey, SortSpec, WindowSpec, WrappedSpec, input_placeholder,
+};
 use thalweg_engine::{EngineError, Result};
 
 use super::Lowering;
@@ -29,14 +34,9 @@ impl Lowering<'_> {
         let keys = self.sort_keys(&order, logical, &input)?;
         let sorted = self.bring_together(input, &partition, keys);
         let label = format!("Window {}", names(&window.window_expr));
-        let plan = self.window_plan(window, &sorted)?;
-        let schema = plan.schema();
+        let (operator, schema) = self.window_operator(label, window, &sorted)?;
         let mut output = sorted;
         output.estimate = output.estimate.widen(&schema);
-        let operator = OperatorSpec::Wrapped(WrappedSpec {
-            label,
-            plan: PhysicalPlan(plan),
-        });
         // The window operator appends columns and keeps rows, their places and their order.
         Ok(self.gather_if(partition.is_empty(), output, operator, schema))
     }
@@ -64,13 +64,7 @@ impl Lowering<'_> {
         sorted
     }
 
-    fn gather_if(
-        &mut self,
-        to_one: bool,
-        stream: Stream,
-        operator: OperatorSpec,
-        schema: arrow::datatypes::SchemaRef,
-    ) -> Stream {
+    fn gather_if(&mut self, to_one: bool, stream: Stream, operator: OperatorSpec, schema: SchemaRef) -> Stream {
         if to_one {
             self.gather(stream, operator, schema)
         } else {
@@ -78,7 +72,8 @@ impl Lowering<'_> {
         }
     }
 
-    fn window_plan(&self, window: &Window, input: &Stream) -> Result<Arc<dyn ExecutionPlan>> {
+    /// The operator and the schema of its output.
+    fn window_operator(&self, label: String, window: &Window, input: &Stream) -> Result<(OperatorSpec, SchemaRef)> {
         let exprs = window
             .window_expr
             .iter()
@@ -91,10 +86,54 @@ impl Lowering<'_> {
         let placeholder = input_placeholder(Arc::clone(&input.schema), &input.ordering)?;
         if exprs.iter().all(|expr| expr.uses_bounded_memory()) {
             let bounded = BoundedWindowAggExec::try_new(exprs, placeholder, InputOrderMode::Sorted, true)?;
-            return Ok(Arc::new(bounded));
+            let schema = bounded.schema();
+            let plan = PhysicalPlan(Arc::new(bounded));
+            return Ok((OperatorSpec::Wrapped(WrappedSpec { label, plan }), schema));
         }
-        Ok(Arc::new(WindowAggExec::try_new(exprs, placeholder, true)?))
+        let whole = self.aggregates_of_partitions(window, &exprs, &input.schema)?;
+        let plan = WindowAggExec::try_new(exprs, placeholder, true)?;
+        let schema = plan.schema();
+        let plan = PhysicalPlan(Arc::new(plan));
+        Ok((OperatorSpec::Window(WindowSpec { label, plan, whole }), schema))
     }
+
+    /// The functions as aggregates, when each gives one value for all rows of a partition.
+    fn aggregates_of_partitions(
+        &self,
+        window: &Window,
+        exprs: &[Arc<dyn WindowExpr>],
+        input: &SchemaRef,
+    ) -> Result<Option<Aggregates>> {
+        let mut aggregates = Aggregates {
+            functions: Vec::with_capacity(exprs.len()),
+            filters: Vec::with_capacity(exprs.len()),
+            input: Arc::clone(input),
+        };
+        for (logical, expr) in window.window_expr.iter().zip(exprs) {
+            match expr.as_any().downcast_ref::<PlainAggregateWindowExpr>() {
+                Some(plain) if is_of_whole_partition(plain) => {
+                    aggregates.functions.push(Arc::new(plain.get_aggregate_expr().clone()));
+                }
+                _ => return Ok(None),
+            }
+            let filter = window_params(logical)?.filter.as_ref();
+            let filter = filter.map(|filter| self.physical(filter, window.input.schema()));
+            aggregates.filters.push(filter.transpose()?);
+        }
+        Ok(Some(aggregates))
+    }
+}
+
+/// Whether the frame of every row is its whole partition.
+fn is_of_whole_partition(expr: &PlainAggregateWindowExpr) -> bool {
+    let frame = expr.get_window_frame();
+    // All rows are peers when there is no order.
+    let without_order = frame.units == WindowFrameUnits::Range && expr.order_by().is_empty();
+    let reaches_all = |bound: &WindowFrameBound| match bound {
+        WindowFrameBound::CurrentRow => without_order,
+        bound => bound.is_unbounded(),
+    };
+    reaches_all(&frame.start_bound) && reaches_all(&frame.end_bound)
 }
 
 fn window_params(expr: &Expr) -> Result<&WindowFunctionParams> {

@@ -20,7 +20,7 @@ use datafusion::physical_plan::{ExecutionPlan, collect};
 use thalweg_engine::data::{hash_rows, subtask_of_hash};
 use thalweg_engine::plan::{
     AggregateMode, AggregateSpec, HashJoinSpec, JobGraph, JoinFilterSpec, NestedLoopJoinSpec, OperatorSpec,
-    Partitioning, ScalarExpr, SchemaSpec, SortKey, VertexId,
+    Partitioning, ScalarExpr, SchemaSpec, SortKey, VertexId, WindowSpec, WrappedSpec,
 };
 
 type Batches = Vec<RecordBatch>;
@@ -203,8 +203,8 @@ async fn run_one(
             sorted(&merge.keys, merge.fetch, &schema, &batches, task).await,
         ),
         OperatorSpec::Limit(spec) => (schema.clone(), limit(batches, &schema, spec.skip, spec.fetch)),
-        OperatorSpec::Wrapped(wrapped) => {
-            let plan = wrapped.plan.0.clone().transform_up(|node| {
+        OperatorSpec::Window(WindowSpec { plan, .. }) | OperatorSpec::Wrapped(WrappedSpec { plan, .. }) => {
+            let plan = plan.0.clone().transform_up(|node| {
                 if !node.children().is_empty() {
                     return Ok(Transformed::no(node));
                 }

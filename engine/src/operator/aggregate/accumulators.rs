@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
 use arrow::compute::prep_null_mask_filter;
+use arrow::datatypes::FieldRef;
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use datafusion::physical_expr::{GroupsAccumulatorAdapter, PhysicalExpr};
 use datafusion::physical_expr_common::physical_expr::is_volatile;
 
+use super::distinct_count::DistinctCount;
 use crate::data::{Batch, EngineError, Result};
+use crate::operator::array_bytes::{is_flat, payload_bytes};
 use crate::plan::{AggregateMode, AggregateSpec};
 
 /// What a function reads of a batch.
@@ -152,10 +155,49 @@ pub(super) fn as_mask(array: &ArrayRef) -> Result<BooleanArray> {
     })
 }
 
+impl Input {
+    /// A range of the rows.
+    pub(super) fn slice(&self, start: usize, rows: usize) -> Self {
+        Self {
+            values: self.values.iter().map(|column| column.slice(start, rows)).collect(),
+            filter: self.filter.as_ref().map(|filter| filter.slice(start, rows)),
+        }
+    }
+}
+
 /// One accumulator per function, over all groups.
 pub(super) struct Accumulators {
     functions: Vec<Arc<AggregateFunctionExpr>>,
     each: Vec<Box<dyn GroupsAccumulator>>,
+    /// The state columns of each.
+    states: Vec<Vec<FieldRef>>,
+    /// Those whose states are plain vectors, handed over without a copy.
+    flat: Vec<bool>,
+}
+
+/// What to take from accumulators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Take {
+    /// What another aggregation merges.
+    States,
+    /// What the query asked for.
+    Results,
+}
+
+/// The columns of all groups on their way out.
+pub(super) struct Outflow {
+    take: Take,
+    /// The columns of the functions that gave all at once.
+    whole: Vec<Option<Vec<ArrayRef>>>,
+    start: usize,
+    total: usize,
+}
+
+impl Outflow {
+    /// Whether some function gives its columns piece by piece, as they are large.
+    pub(super) fn is_wide(&self) -> bool {
+        self.whole.iter().any(Option::is_none)
+    }
 }
 
 impl Accumulators {
@@ -165,7 +207,39 @@ impl Accumulators {
     /// When a function refuses its arguments' types.
     pub(super) fn new(functions: Vec<Arc<AggregateFunctionExpr>>) -> Result<Self> {
         let each = functions.iter().map(create).collect::<Result<_>>()?;
-        Ok(Self { functions, each })
+        let states = functions.iter().map(|function| Ok(function.state_fields()?));
+        let states = states.collect::<Result<Vec<_>>>()?;
+        let flat = functions.iter().zip(&states).map(|(function, states)| {
+            function.groups_accumulator_supported() && states.iter().all(|state| is_flat(state.data_type()))
+        });
+        let flat = flat.collect();
+        Ok(Self {
+            functions,
+            each,
+            states,
+            flat,
+        })
+    }
+
+    /// The state columns of all functions.
+    pub(super) fn state_fields(&self) -> impl Iterator<Item = &FieldRef> {
+        self.states.iter().flatten()
+    }
+
+    /// What each function reads of a batch of states whose first column is `columns[0]`.
+    pub(super) fn state_inputs(&self, columns: &[ArrayRef]) -> Vec<Input> {
+        let mut columns = columns.iter().cloned();
+        let of_function = |states: &Vec<FieldRef>| Input {
+            values: columns.by_ref().take(states.len()).collect(),
+            filter: None,
+        };
+        self.states.iter().map(of_function).collect()
+    }
+
+    /// Bytes that these inputs may add to the functions that keep what they are fed with.
+    pub(super) fn growth(&self, inputs: &[Input]) -> usize {
+        let deep = inputs.iter().zip(&self.flat).filter(|(_, flat)| !**flat);
+        deep.flat_map(|(input, _)| &input.values).map(payload_bytes).sum()
     }
 
     /// Takes raw rows.
@@ -202,31 +276,48 @@ impl Accumulators {
         Ok(columns)
     }
 
-    /// The state columns of all groups; the accumulators are empty afterwards.
+    /// Begins to take the columns of all `total` groups. Functions that hold more than `large_bytes` give them piece by
+    /// piece, unless taking all costs no copy.
     ///
     /// # Errors
     /// When a function fails.
-    pub(super) fn take_states(&mut self) -> Result<Vec<ArrayRef>> {
-        let mut columns = Vec::new();
-        for accumulator in &mut self.each {
-            columns.extend(accumulator.state(EmitTo::All)?);
+    pub(super) fn begin(&mut self, take: Take, total: usize, large_bytes: usize) -> Result<Outflow> {
+        let mut whole = Vec::with_capacity(self.each.len());
+        for (index, accumulator) in self.each.iter_mut().enumerate() {
+            let at_once = accumulator.size() <= large_bytes || (self.flat[index] && take == Take::States);
+            whole.push(if at_once {
+                Some(take.from(accumulator, EmitTo::All)?)
+            } else {
+                None
+            });
         }
-        self.reset()?;
-        Ok(columns)
+        Ok(Outflow {
+            take,
+            whole,
+            start: 0,
+            total,
+        })
     }
 
-    /// The result columns of all groups; the accumulators are empty afterwards.
+    /// The columns of the next `rows` groups.
     ///
     /// # Errors
     /// When a function fails.
-    pub(super) fn take_results(&mut self) -> Result<Vec<ArrayRef>> {
-        let columns = self
-            .each
-            .iter_mut()
-            .map(|accumulator| Ok(accumulator.evaluate(EmitTo::All)?))
-            .collect();
-        self.reset()?;
-        columns
+    pub(super) fn next(&mut self, outflow: &mut Outflow, rows: usize) -> Result<Vec<ArrayRef>> {
+        let emit = if outflow.start + rows >= outflow.total {
+            EmitTo::All
+        } else {
+            EmitTo::First(rows)
+        };
+        let mut columns = Vec::new();
+        for (accumulator, whole) in self.each.iter_mut().zip(&outflow.whole) {
+            match whole {
+                Some(whole) => columns.extend(whole.iter().map(|column| column.slice(outflow.start, rows))),
+                None => columns.extend(outflow.take.from(accumulator, emit)?),
+            }
+        }
+        outflow.start += rows;
+        Ok(columns)
     }
 
     /// Bytes held.
@@ -234,16 +325,32 @@ impl Accumulators {
         self.each.iter().map(|accumulator| accumulator.size()).sum()
     }
 
+    /// Forgets all groups.
+    ///
+    /// # Errors
+    /// As for `new`.
     // Made anew rather than trusted to be as new: not every function of the world clears all it has on emission.
-    fn reset(&mut self) -> Result<()> {
+    pub(super) fn reset(&mut self) -> Result<()> {
         self.each = self.functions.iter().map(create).collect::<Result<_>>()?;
         Ok(())
+    }
+}
+
+impl Take {
+    fn from(self, accumulator: &mut Box<dyn GroupsAccumulator>, groups: EmitTo) -> Result<Vec<ArrayRef>> {
+        Ok(match self {
+            Take::States => accumulator.state(groups)?,
+            Take::Results => vec![accumulator.evaluate(groups)?],
+        })
     }
 }
 
 fn create(function: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAccumulator>> {
     if function.groups_accumulator_supported() {
         return Ok(function.create_groups_accumulator()?);
+    }
+    if let Some(count) = DistinctCount::for_function(function)? {
+        return Ok(Box::new(count));
     }
     let function = Arc::clone(function);
     Ok(Box::new(GroupsAccumulatorAdapter::new(move || {

@@ -11,9 +11,11 @@ use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{ArrowNativeType, DataType};
 use foldhash::fast::FixedState;
 
+use super::group_table::vec_growth;
 use super::key_column::{KeyColumn, Nulls};
 use super::key_value::{NULL_HASH, combine};
 use crate::data::{EngineError, Result};
+use crate::operator::array_bytes::payload_bytes;
 
 /// Byte strings one after another.
 pub(super) struct ByteHeap {
@@ -51,6 +53,18 @@ impl ByteHeap {
     /// Bytes held.
     pub(super) fn size(&self) -> usize {
         self.bytes.capacity() + self.ends.capacity() * size_of::<usize>()
+    }
+
+    /// Bytes of an array of a range of strings.
+    pub(super) fn bytes_in(&self, range: Range<usize>) -> usize {
+        let start = range.start.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let end = range.end.checked_sub(1).map_or(0, |last| self.ends[last]);
+        end.saturating_sub(start) + range.len() * size_of::<u128>()
+    }
+
+    /// Bytes that so many strings of so many bytes in all add.
+    pub(super) fn growth(&self, strings: usize, bytes: usize) -> usize {
+        vec_growth(&self.bytes, bytes) + vec_growth(&self.ends, strings)
     }
 }
 
@@ -268,5 +282,13 @@ impl<A: ByteArray> KeyColumn for BytesColumn<A> {
 
     fn size(&self) -> usize {
         self.heap.size() + self.nulls.size()
+    }
+
+    fn bytes_in(&self, range: Range<usize>) -> usize {
+        self.heap.bytes_in(range)
+    }
+
+    fn growth(&self, array: &ArrayRef) -> usize {
+        self.heap.growth(array.len(), payload_bytes(array))
     }
 }

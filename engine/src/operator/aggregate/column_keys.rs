@@ -29,6 +29,10 @@ pub(super) struct ColumnKeys {
     round: Round,
 }
 
+/// Bytes of a [`Round`] for each row of the largest batch.
+const ROUND_BYTES_PER_ROW: usize =
+    size_of::<u64>() + size_of::<(u32, usize)>() + 3 * size_of::<u32>() + size_of::<usize>() + 1;
+
 /// What one round works on.
 #[derive(Default)]
 struct Round {
@@ -160,12 +164,18 @@ impl KeyStore for ColumnKeys {
     }
 
     fn size(&self) -> usize {
-        let per_row = size_of::<u64>() + size_of::<(u32, usize)>() + 3 * size_of::<u32>() + size_of::<usize>() + 1;
         let columns: usize = self.columns.iter().map(|column| column.size()).sum();
-        columns + self.slots.size() + self.round.hashes.capacity() * per_row
+        columns + self.slots.size() + self.round.hashes.capacity() * ROUND_BYTES_PER_ROW
     }
 
-    fn growth(&self, rows: usize) -> usize {
-        self.slots.growth(rows)
+    fn bytes_in(&self, range: Range<usize>) -> usize {
+        self.columns.iter().map(|column| column.bytes_in(range.clone())).sum()
+    }
+
+    fn growth(&self, columns: &[ArrayRef]) -> usize {
+        let rows = columns.first().map_or(0, |column| column.len());
+        let round = rows.saturating_sub(self.round.hashes.capacity()) * ROUND_BYTES_PER_ROW;
+        let keys = self.columns.iter().zip(columns);
+        self.slots.growth(rows) + round + keys.map(|(keys, column)| keys.growth(column)).sum::<usize>()
     }
 }

@@ -16,6 +16,9 @@ use super::packed_bytes::longest;
 use super::packed_keys::{PackedKeys, Seen};
 use crate::data::{EngineError, Result, canonical_floats, has_nested_float};
 
+/// A store up to this size is replaced by a wider one without asking.
+const WIDEN_AT_ONCE_BYTES: usize = 1 << 18;
+
 /// Distinct keys, numbered in order of first appearance.
 pub(super) trait KeyStore: Send {
     /// Whether the store can represent these keys.
@@ -39,8 +42,20 @@ pub(super) trait KeyStore: Send {
     /// Bytes held.
     fn size(&self) -> usize;
 
-    /// Bytes that `rows` more rows may add at once, at least.
-    fn growth(&self, rows: usize) -> usize;
+    /// Bytes that the keys of a range of groups take when they are emitted.
+    fn bytes_in(&self, range: Range<usize>) -> usize;
+
+    /// Bytes that these rows may add, if all of them are new groups.
+    fn growth(&self, columns: &[ArrayRef]) -> usize;
+}
+
+/// Bytes that a vector of `len` elements gains by `more`: vectors double.
+pub(super) fn vec_growth<T>(vec: &Vec<T>, more: usize) -> usize {
+    let needed = vec.len() + more;
+    if needed <= vec.capacity() {
+        return 0;
+    }
+    (needed.max(2 * vec.capacity()) - vec.capacity()) * size_of::<T>()
 }
 
 /// Group keys to dense group numbers.
@@ -73,24 +88,40 @@ impl GroupTable {
         })
     }
 
-    /// Puts into `groups` the group of each row.
+    /// Puts into `groups` the group of each row. Says `false`, and has done nothing, when that needs a wider store than
+    /// the present one, whose many keys would all be copied: see [`Self::intern_wider`].
     ///
     /// # Errors
     /// When there are too many groups or a type cannot be converted.
-    pub(super) fn intern(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
+    pub(super) fn intern(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<bool> {
+        let widens = self.size() <= WIDEN_AT_ONCE_BYTES;
+        self.intern_columns(columns, groups, widens)
+    }
+
+    /// The same, whatever it takes: for a moment up to three times [`Self::size`] more.
+    ///
+    /// # Errors
+    /// As for `intern`.
+    pub(super) fn intern_wider(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
+        self.intern_columns(columns, groups, true).map(|_| ())
+    }
+
+    fn intern_columns(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>, widens: bool) -> Result<bool> {
         groups.clear();
         if let [column] = columns
             && let Some((values, used)) = self.dictionary(column)?
         {
             let mut numbers = std::mem::take(&mut self.dictionary_groups);
             numbers.clear();
-            self.intern_keys(&[values], &mut numbers)?;
-            spread(column, &used, &numbers, groups)?;
+            let interned = self.intern_keys(&[values], &mut numbers, widens)?;
+            if interned {
+                spread(column, &used, &numbers, groups)?;
+            }
             self.dictionary_groups = numbers;
-            return Ok(());
+            return Ok(interned);
         }
         let keys = self.to_keys(columns)?;
-        self.intern_keys(&keys, groups)
+        self.intern_keys(&keys, groups, widens)
     }
 
     /// How many groups there are.
@@ -103,11 +134,29 @@ impl GroupTable {
     /// # Errors
     /// When a key does not fit its declared type (a dictionary with too narrow an index).
     pub(super) fn emit(&self, range: Range<usize>) -> Result<Vec<ArrayRef>> {
-        let keys = self.store.emit(range)?;
+        let keys = self.emit_keys(range)?;
         keys.iter()
             .zip(&self.declared)
             .map(|(key, declared)| to_type(key, declared))
             .collect()
+    }
+
+    /// The types that keys are stored as.
+    pub(super) fn key_types(&self) -> &[DataType] {
+        &self.types
+    }
+
+    /// The group columns as they are stored, without dictionaries; `intern` takes these as well.
+    ///
+    /// # Errors
+    /// When the keys do not fit one array.
+    pub(super) fn emit_keys(&self, range: Range<usize>) -> Result<Vec<ArrayRef>> {
+        self.store.emit(range)
+    }
+
+    /// Bytes that the group columns of a range of groups take.
+    pub(super) fn bytes_in(&self, range: Range<usize>) -> usize {
+        self.store.bytes_in(range)
     }
 
     /// Group columns of a batch as `emit` would give them, without grouping.
@@ -126,9 +175,9 @@ impl GroupTable {
         self.store.size()
     }
 
-    /// Bytes that `rows` more rows may add at once, at least.
-    pub(super) fn growth(&self, rows: usize) -> usize {
-        self.store.growth(rows)
+    /// Bytes that these rows may add, if all of them are new groups.
+    pub(super) fn growth(&self, columns: &[ArrayRef]) -> usize {
+        self.store.growth(columns)
     }
 
     /// Forgets all groups and gives back the memory.
@@ -140,11 +189,15 @@ impl GroupTable {
         Ok(())
     }
 
-    fn intern_keys(&mut self, keys: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
+    fn intern_keys(&mut self, keys: &[ArrayRef], groups: &mut Vec<usize>, widens: bool) -> Result<bool> {
         if !self.store.accepts(keys) {
+            if !widens {
+                return Ok(false);
+            }
             self.widen(keys)?;
         }
-        self.store.intern(keys, groups)
+        self.store.intern(keys, groups)?;
+        Ok(true)
     }
 
     fn widen(&mut self, keys: &[ArrayRef]) -> Result<()> {

@@ -7,6 +7,7 @@ use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, PrimitiveArray}
 use arrow::buffer::{NullBuffer, ScalarBuffer};
 use arrow::datatypes::DataType;
 
+use super::group_table::vec_growth;
 use super::key_value::{KeyValue, NULL_HASH, combine};
 use crate::data::Result;
 
@@ -38,6 +39,12 @@ pub(super) trait KeyColumn: Send {
 
     /// Bytes held.
     fn size(&self) -> usize;
+
+    /// Bytes that `emit` of this range takes.
+    fn bytes_in(&self, range: Range<usize>) -> usize;
+
+    /// Bytes that the rows of `array`, which may be a dictionary, add when all of them are new.
+    fn growth(&self, array: &ArrayRef) -> usize;
 }
 
 /// Which groups have NULL in a column; no memory until the first.
@@ -172,5 +179,13 @@ where
 
     fn size(&self) -> usize {
         self.values.capacity() * size_of::<T::Native>() + self.nulls.size()
+    }
+
+    fn bytes_in(&self, range: Range<usize>) -> usize {
+        range.len() * size_of::<T::Native>()
+    }
+
+    fn growth(&self, array: &ArrayRef) -> usize {
+        vec_growth(&self.values, array.len())
     }
 }

@@ -6,12 +6,14 @@
 mod accumulators;
 mod bytes_column;
 mod column_keys;
+mod distinct_count;
 mod group_table;
 mod grouped;
 mod key_column;
 mod key_value;
 mod packed_bytes;
 mod packed_keys;
+mod partitions;
 mod row_column;
 mod slots;
 #[cfg(test)]

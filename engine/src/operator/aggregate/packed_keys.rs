@@ -8,7 +8,7 @@ use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, downcast_primitive}
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{ArrowPrimitiveType, DataType};
 
-use super::group_table::KeyStore;
+use super::group_table::{KeyStore, vec_growth};
 use super::key_value::{KeyValue, combine, hash_word};
 use super::packed_bytes;
 use super::slots::{Probed, Slots};
@@ -104,8 +104,8 @@ pub(super) struct PackedKeys<W: Word> {
 enum Index {
     /// By hash.
     Hashed(Slots),
-    /// By the key itself, for keys of at most 16 bits: the group number plus one.
-    Direct(Vec<u32>),
+    /// By the key itself, for keys of at most 16 bits: the group number plus one. Empty until the first key.
+    Direct { table: Vec<u32>, bits: u32 },
 }
 
 impl<W: Word> PackedKeys<W> {
@@ -132,7 +132,10 @@ impl<W: Word> PackedKeys<W> {
             return None;
         }
         let index = match used {
-            0..=16 => Index::Direct(vec![0; 1 << used]),
+            0..=16 => Index::Direct {
+                table: Vec::new(),
+                bits: used,
+            },
             _ => Index::Hashed(Slots::new()),
         };
         Some(Self {
@@ -184,8 +187,8 @@ impl<W: Word> PackedKeys<W> {
                     of_null(keys)
                 }
             })),
-            (Index::Direct(table), None) => groups.extend(batch.iter().map(|key| direct(table, keys, *key))),
-            (Index::Direct(table), Some(nulls)) => groups.extend(batch.iter().zip(nulls).map(|(key, valid)| {
+            (Index::Direct { table, .. }, None) => groups.extend(batch.iter().map(|key| direct(table, keys, *key))),
+            (Index::Direct { table, .. }, Some(nulls)) => groups.extend(batch.iter().zip(nulls).map(|(key, valid)| {
                 if valid {
                     direct(table, keys, *key)
                 } else {
@@ -276,8 +279,10 @@ impl<W: Word> KeyStore for PackedKeys<W> {
 
     fn intern(&mut self, arrays: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
         let rows = arrays[0].len();
-        if let Index::Hashed(slots) = &mut self.index {
-            slots.reserve(rows)?;
+        match &mut self.index {
+            Index::Hashed(slots) => slots.reserve(rows)?,
+            Index::Direct { table, bits } if table.is_empty() => *table = vec![0; 1 << *bits],
+            Index::Direct { .. } => {}
         }
         self.pack(arrays, rows)?;
         let only_nulls = match arrays {
@@ -319,15 +324,23 @@ impl<W: Word> KeyStore for PackedKeys<W> {
     fn size(&self) -> usize {
         let index = match &self.index {
             Index::Hashed(slots) => slots.size(),
-            Index::Direct(table) => table.capacity() * size_of::<u32>(),
+            Index::Direct { table, .. } => table.capacity() * size_of::<u32>(),
         };
         index + (self.keys.capacity() + self.batch.capacity()) * size_of::<W>()
     }
 
-    fn growth(&self, rows: usize) -> usize {
+    fn bytes_in(&self, range: Range<usize>) -> usize {
+        let strings: usize = self.columns.iter().filter(|column| column.strings).count();
+        range.len() * (size_of::<W>() + strings * size_of::<u128>())
+    }
+
+    fn growth(&self, columns: &[ArrayRef]) -> usize {
+        let rows = columns.first().map_or(0, |column| column.len());
+        let batch = rows.saturating_sub(self.batch.capacity()) * size_of::<W>();
         match &self.index {
-            Index::Hashed(slots) => slots.growth(rows) + rows * size_of::<W>(),
-            Index::Direct(_) => 0,
+            Index::Hashed(slots) => slots.growth(rows) + vec_growth(&self.keys, rows) + batch,
+            // The table itself is not counted before it is there: the first strings tend to ask for a wider store.
+            Index::Direct { bits, .. } => vec_growth(&self.keys, rows.min(1 << *bits)) + batch,
         }
     }
 }

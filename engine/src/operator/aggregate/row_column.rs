@@ -11,6 +11,7 @@ use super::bytes_column::{ByteHeap, hash_bytes};
 use super::key_column::KeyColumn;
 use super::key_value::combine;
 use crate::data::{EngineError, Result};
+use crate::operator::array_bytes::payload_bytes;
 
 /// Keys of one nested column as rows.
 pub(super) struct RowColumn {
@@ -86,5 +87,15 @@ impl KeyColumn for RowColumn {
 
     fn size(&self) -> usize {
         self.converter.size() + self.heap.size()
+    }
+
+    fn bytes_in(&self, range: Range<usize>) -> usize {
+        self.heap.bytes_in(range)
+    }
+
+    fn growth(&self, array: &ArrayRef) -> usize {
+        // The row format takes a ninth more than what it encodes; the batch's rows are there beside those stored.
+        let rows = payload_bytes(array) * 9 / 8 + array.len() * size_of::<usize>();
+        rows + self.heap.growth(array.len(), rows)
     }
 }

@@ -4,4 +4,5 @@ mod functions;
 mod keys;
 mod memory;
 mod reference;
+mod spilling;
 mod timing;

@@ -14,6 +14,9 @@ use crate::data::{Batch, EngineError, Result};
 use crate::operator::{Collector, Context};
 use crate::plan::{AggregateMode, AggregateSpec};
 
+/// States up to this size are kept when others ask for memory.
+const LITTLE_BYTES: usize = 64 << 10;
+
 /// Aggregation of all rows into one.
 pub(super) struct Ungrouped {
     mode: AggregateMode,
@@ -69,14 +72,18 @@ impl Ungrouped {
             }
         }
         let held = self.accumulators.iter().map(|accumulator| accumulator.size()).sum();
+        let asked = cx.memory.must_spill() && held > LITTLE_BYTES;
         match cx.hold(held) {
-            Err(EngineError::Memory(_)) if self.mode == AggregateMode::Partial => {
-                self.emit(out)?;
-                self.accumulators = create(&self.functions)?;
-                cx.hold(0)
-            }
+            Ok(()) if asked && self.mode == AggregateMode::Partial => self.let_go(cx, out),
+            Err(EngineError::Memory(_)) if self.mode == AggregateMode::Partial => self.let_go(cx, out),
             booked => booked,
         }
+    }
+
+    fn let_go(&mut self, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+        self.emit(out)?;
+        self.accumulators = create(&self.functions)?;
+        cx.hold(0)
     }
 
     /// Hands on the one row.

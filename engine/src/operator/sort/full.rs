@@ -70,11 +70,6 @@ impl FullSort {
         }
     }
 
-    /// Whether nothing has come yet.
-    pub(super) fn is_empty(&self) -> bool {
-        self.held.is_empty() && self.runs.is_empty()
-    }
-
     /// Takes a batch; spills what is held when it does not fit beside it.
     ///
     /// # Errors

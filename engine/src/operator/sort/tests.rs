@@ -10,9 +10,8 @@ use arrow::array::{
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema, SchemaRef};
 use proptest::prelude::*;
-use thalweg_memory::MemoryError;
 
-use crate::data::{Batch, EngineError};
+use crate::data::Batch;
 use crate::operator::harness::Harness;
 use crate::operator::merge::Merge;
 use crate::operator::sort::Sort;
@@ -480,24 +479,30 @@ fn the_same_input_gives_the_same_output() {
 }
 
 #[test]
-fn a_top_n_that_does_not_fit_names_itself_and_keeps_the_budget() {
-    for fetch in [Some(100_000)] {
+fn a_top_n_that_does_not_fit_goes_to_disk() {
+    let rows: Vec<Row> = (0..3_000).map(|id| row(id, Some(id * 7 % 3_000))).collect();
+    let keys = [(1, false, false)];
+    for fetch in [2_000, 100_000] {
         let sort = Sort::new(SortSpec {
-            keys: sort_keys(&[(1, false, false)], &schema()),
-            fetch,
+            keys: sort_keys(&keys, &schema()),
+            fetch: Some(fetch),
             by_range: false,
         });
         let mut harness = Harness::with_memory(sort, 50_000);
-        let rows: Vec<Row> = (0..100).map(|id| row(id, Some(id))).collect();
-        let error = (0..1000).find_map(|_| harness.push(0, batch_of(&rows)).err()).unwrap();
-        let EngineError::Memory(MemoryError::Exhausted {
-            consumer, budget_bytes, ..
-        }) = error
-        else {
-            panic!("{error}")
-        };
-        assert_eq!((consumer.as_str(), budget_bytes), ("operator under test", 50_000));
-        assert!(harness.memory.peak_bytes() <= 50_000);
+        for batch in chop(&rows, &[100]) {
+            harness.push(0, batch).unwrap();
+        }
+        harness.end(0).unwrap();
+        assert!(
+            harness
+                .context
+                .metrics
+                .spilled_bytes
+                .load(std::sync::atomic::Ordering::Relaxed)
+                > 0
+        );
+        check_rows(&rows, &keys, Some(fetch), &harness.output.batches);
+        assert_eq!(harness.memory.reserved_bytes(), 0);
     }
 }
 

@@ -6,7 +6,7 @@ use arrow::array::{ArrayRef, Int64Array, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 
 use super::reference::{Specs, cut, expect_usual, lines, run, specs, usual};
-use crate::data::{Batch, EngineError};
+use crate::data::Batch;
 use crate::operator::aggregate::Aggregate;
 use crate::operator::harness::Harness;
 
@@ -43,25 +43,6 @@ fn a_partial_aggregation_lets_go_of_its_groups_when_memory_runs_out() {
     let states: usize = harness.output.batches.iter().map(Batch::num_rows).sum();
     assert!(states > 20_000, "{states} states");
     assert_eq!(lines(&run(&specs.last, harness.output.batches).unwrap()), expected);
-}
-
-#[test]
-fn the_other_modes_say_that_memory_ran_out() {
-    let (batch, _) = input(100_000);
-    let specs = usual_specs(&batch);
-    let mut single = Harness::with_memory(Aggregate::new(specs.single.clone()).unwrap(), 1_000_000);
-    let error = cut(&batch, 8192)
-        .into_iter()
-        .find_map(|part| single.push(0, part).err())
-        .unwrap();
-    assert!(matches!(error, EngineError::Memory(_)) && error.to_string().contains("memory budget of 1000000 bytes"));
-    let states = run(&specs.partial, vec![batch]).unwrap();
-    let mut last = Harness::with_memory(Aggregate::new(specs.last.clone()).unwrap(), 1_000_000);
-    assert!(
-        states
-            .into_iter()
-            .any(|part| matches!(last.push(0, part), Err(EngineError::Memory(_))))
-    );
 }
 
 #[test]

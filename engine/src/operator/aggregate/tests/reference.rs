@@ -132,9 +132,24 @@ pub(super) fn texts(array: &ArrayRef) -> Vec<String> {
         .map(|row| formatter.value(row).to_string())
         .map(|text| match text.as_str() {
             "-0" => "0".into(),
-            _ => text.replace("-0.0", "0.0"),
+            _ => without_negative_zeros(&text),
         })
         .collect()
+}
+
+/// -0.0 as 0.0, also within lists, but not -0.07 as 0.07.
+fn without_negative_zeros(text: &str) -> String {
+    let mut parts = text.split("-0.0");
+    let mut result = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let sign = if part.starts_with(|next: char| next.is_ascii_digit()) {
+            "-"
+        } else {
+            ""
+        };
+        result.extend([sign, "0.0", part]);
+    }
+    result
 }
 
 /// `sum(v), count(v), min(v), max(v), avg(v), count(1)` and `sum(v) FILTER (v > 0)`.
