@@ -14,7 +14,7 @@ use crate::operator::hash_join::widths::Width;
 use crate::plan::HashJoinSpec;
 
 /// Row numbers are 32 bits wide; what has more rows is spilled.
-const ROWS_MAX: usize = u32::MAX as usize;
+pub(super) const ROWS_MAX: usize = u32::MAX as usize;
 
 /// The part of what is held that spilling it takes: staging and one block.
 const SPILL_MARGIN: usize = 8;

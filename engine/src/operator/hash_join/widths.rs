@@ -132,9 +132,7 @@ impl<'a> PieceLimit<'a> {
             return Self { rows_max, skew: None };
         }
         let bytes_max = piece_bytes(cx);
-        if sum.average > 0 {
-            rows_max = (bytes_max / sum.average).clamp(1, rows_max);
-        }
+        rows_max = (bytes_max / sum.average.max(1)).clamp(1, rows_max);
         let is_skewed = rows_max > 1 && sum.most.saturating_mul(rows_max) / TOLERANCE > bytes_max;
         Self {
             rows_max,
