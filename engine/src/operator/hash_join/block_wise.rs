@@ -10,7 +10,7 @@ use datafusion::common::JoinType;
 use thalweg_memory::{Reservation, SpillFile, SpillReader};
 
 use crate::data::{Batch, Result};
-use crate::operator::hash_join::build::Collected;
+use crate::operator::hash_join::build::{Collected, ROWS_MAX};
 use crate::operator::hash_join::narrow::mirror;
 use crate::operator::hash_join::output::{Layout, Output};
 use crate::operator::{Collector, Context};
@@ -152,7 +152,7 @@ fn load<M: Method>(
             let more = next as u128 * rows as u128 / collected.bytes().max(1) as u128;
             let rows = rows + more as usize + 1;
             let wanted = collected.bytes_to_build(method.table_bytes(rows)) + 3 * next;
-            if rows >= u32::MAX as usize || cx.hold(wanted).is_err() {
+            if rows >= ROWS_MAX || cx.hold(wanted).is_err() {
                 break;
             }
         }

@@ -10,10 +10,11 @@ use arrow::datatypes::{DataType, SchemaRef};
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::Context;
 use crate::operator::hash_join::output::{Layout, Selection};
+use crate::operator::hash_join::widths::Width;
 use crate::plan::HashJoinSpec;
 
 /// Row numbers are 32 bits wide; what has more rows is spilled.
-const ROWS_MAX: usize = u32::MAX as usize;
+pub(super) const ROWS_MAX: usize = u32::MAX as usize;
 
 /// The part of what is held that spilling it takes: staging and one block.
 const SPILL_MARGIN: usize = 8;
@@ -146,10 +147,7 @@ impl Collected {
         let mut seen = HashSet::new();
         let bytes: usize = columns.iter().flatten().map(|c| c.held_bytes(&mut seen)).sum();
         cx.hold_anyway(bytes + other_bytes);
-        let widths = columns.iter().map(|column| {
-            let column = column.as_ref()?;
-            Some(column.gathered_bytes().div_ceil(self.rows.max(1)))
-        });
+        let widths = columns.iter().map(|column| Some(column.as_ref()?.width(self.rows)));
         Ok(BuildRows {
             widths: widths.map(Option::unwrap_or_default).collect(),
             columns,
@@ -209,8 +207,7 @@ fn new_bytes(data: &ArrayData, seen: &mut HashSet<usize>) -> usize {
 /// The build side after its end; the columns nobody needs are `None`.
 pub(in crate::operator) struct BuildRows {
     columns: Vec<Option<BuildColumn>>,
-    /// Bytes per row of each column, on average.
-    widths: Vec<usize>,
+    widths: Vec<Width>,
     rows: usize,
 }
 
@@ -226,9 +223,22 @@ impl BuildRows {
         columns.filter_map(|(index, column)| column.as_ref().map(|_| index))
     }
 
-    /// Bytes that gathering a row of column `index` takes, on average.
-    pub(in crate::operator) fn width(&self, index: usize) -> usize {
-        self.widths.get(index).copied().unwrap_or(0)
+    /// Bytes that gathering a row of column `index` takes.
+    pub(in crate::operator) fn width(&self, index: usize) -> Width {
+        self.widths.get(index).copied().unwrap_or_default()
+    }
+
+    /// Bytes that gathering a row of all columns takes, on average.
+    pub(in crate::operator) fn row_width(&self) -> usize {
+        self.widths.iter().map(|width| width.average()).sum()
+    }
+
+    /// Column `index`, when it is one array.
+    pub(in crate::operator) fn whole(&self, index: usize) -> Option<&ArrayRef> {
+        match self.columns.get(index)? {
+            Some(BuildColumn::Whole(array)) => Some(array),
+            _ => None,
+        }
     }
 
     /// Rows of column `index`.
@@ -290,10 +300,13 @@ impl BuildColumn {
         }
     }
 
-    fn gathered_bytes(&self) -> usize {
+    fn width(&self, rows: usize) -> Width {
         match self {
-            Self::Whole(array) => gathered_bytes(array),
-            Self::Chunks { arrays, .. } => arrays.iter().map(gathered_bytes).sum(),
+            Self::Whole(array) => Width::of(array),
+            Self::Chunks { arrays, .. } => {
+                let bytes: usize = arrays.iter().map(gathered_bytes).sum();
+                Width::all(bytes.div_ceil(rows.max(1)))
+            }
         }
     }
 

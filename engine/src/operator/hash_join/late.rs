@@ -74,8 +74,7 @@ impl Late {
         };
         let keys = table.into_key_arrays(rows.len());
         let bytes = staging_bytes(cx);
-        let widths: usize = rows.kept().map(|column| rows.width(column)).sum();
-        let block_rows = (bytes / (widths + KEY_BYTES_PER_ROW)).max(1);
+        let block_rows = (bytes / (rows.row_width() + KEY_BYTES_PER_ROW)).max(1);
         let mut writer = cx.spill.create(narrow.build.schema().clone())?;
         for start in (0..rows.len()).step_by(block_rows) {
             cx.cancel.check()?;

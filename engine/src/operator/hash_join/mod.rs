@@ -5,7 +5,12 @@
 //! which output is gathered by row number. A probe batch is joined in three vectorized steps: keys to words
 //! ([`keys`]), words to runs of matching build rows ([`table`]), runs to output ([`probe`], [`output`]).
 //!
-//! [`build`] and [`output`] and [`marks`] serve the nested loop join too.
+//! A build side that does not fit is split by a hash of its keys: what fits stays in memory, the rest goes to disk with
+//! the probe rows that may match it ([`partitions`]), and each pair of files is a join of its own in the end ([`pairs`]),
+//! over the columns that matter ([`narrow`]) and built on the smaller file. What cannot be split is joined block by block
+//! ([`block_wise`]). A table that is being probed goes to disk when another operator needs the memory more ([`late`]).
+//!
+//! [`block_wise`], [`build`], [`marks`], [`narrow`] and [`output`] serve the nested loop join too.
 
 pub(super) mod block_wise;
 pub(super) mod build;
@@ -27,6 +32,7 @@ mod spill_tests;
 mod table;
 #[cfg(test)]
 mod tests;
+mod widths;
 
 use datafusion::common::{JoinType, ScalarValue};
 

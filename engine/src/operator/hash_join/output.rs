@@ -9,7 +9,8 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::{JoinSide, JoinType};
 
 use crate::data::{Batch, EngineError, Result};
-use crate::operator::hash_join::build::{BuildRows, gathered_bytes, row_bytes};
+use crate::operator::hash_join::build::{BuildRows, row_bytes};
+use crate::operator::hash_join::widths::{PieceLimit, SMALL_PIECE_BYTES, piece_bytes};
 use crate::operator::sort::without_unused_strings;
 use crate::operator::{Collector, Context};
 use crate::plan::{HashJoinSpec, JoinFilterSpec};
@@ -47,14 +48,6 @@ impl Selection {
     }
 }
 
-/// Pieces of output up to this size are never too large.
-const SMALL_PIECE_BYTES: usize = 16 * 1024;
-
-/// What one piece of output should take at most.
-fn piece_bytes(cx: &Context) -> usize {
-    (cx.memory.share_bytes() / 8).max(SMALL_PIECE_BYTES)
-}
-
 /// The two sides that output is gathered from; the probe side is the batch at hand.
 #[derive(Clone, Copy)]
 pub(in crate::operator) struct Sides<'a> {
@@ -63,17 +56,6 @@ pub(in crate::operator) struct Sides<'a> {
 }
 
 impl Sides<'_> {
-    /// Bytes that gathering a row of a probe column takes, on average.
-    fn probe_width(&self, index: usize) -> usize {
-        self.probe.map_or(0, |batch| {
-            let column = batch.column(index);
-            match column.data_type().primitive_width() {
-                Some(width) => width,
-                None => gathered_bytes(column).div_ceil(batch.num_rows().max(1)),
-            }
-        })
-    }
-
     fn probe(&self, index: usize, rows: &Selection) -> Result<ArrayRef> {
         match self.probe {
             Some(batch) => rows.of(batch.column(index)),
@@ -234,26 +216,14 @@ impl Output {
         self.layout.sources.is_empty()
     }
 
-    /// How many rows a piece of output may have, so that neither it nor what `filter` is judged on becomes large.
-    pub(in crate::operator) fn piece_rows(&self, sides: Sides, filter: Option<&JoinFilterSpec>, cx: &Context) -> usize {
-        let mut row_bytes = 0;
-        for source in &self.layout.sources {
-            row_bytes += match source {
-                Source::Build(column) => sides.build.width(*column),
-                Source::Probe(column) => sides.probe_width(*column),
-                Source::Mark => 1,
-            };
-        }
-        for (side, column) in filter.iter().flat_map(|filter| &filter.columns) {
-            row_bytes += match side {
-                JoinSide::Left => sides.build.width(*column),
-                _ => sides.probe_width(*column),
-            };
-        }
-        if row_bytes.saturating_mul(cx.batch_size) <= SMALL_PIECE_BYTES {
-            return cx.batch_size;
-        }
-        (piece_bytes(cx) / row_bytes).clamp(1, cx.batch_size)
+    /// How large a piece of output may be, so that neither it nor what `filter` is judged on takes much memory.
+    pub(in crate::operator) fn piece_limit<'a>(
+        &self,
+        sides: Sides<'a>,
+        filter: Option<&JoinFilterSpec>,
+        cx: &Context,
+    ) -> PieceLimit<'a> {
+        PieceLimit::new(&self.layout, sides, filter, cx)
     }
 
     /// Hands on the pairs of `build` and `probe` rows; at most about a batch of them.
@@ -291,7 +261,7 @@ impl Output {
         cx: &Context,
         out: &mut dyn Collector,
     ) -> Result<()> {
-        let rows_max = self.piece_rows(sides, None, cx);
+        let rows_max = self.piece_limit(sides, None, cx).rows_max;
         self.each_piece(mask, rows_max, cx, out, |layout, start, len| {
             layout.batch(sides, &Selection::Nulls(len), &Selection::Slice { start, len }, None)
         })
@@ -310,7 +280,7 @@ impl Output {
     ) -> Result<()> {
         let sides = Sides { build, probe: None };
         let rows = self.neighbours(sides);
-        let rows_max = self.piece_rows(sides, None, cx);
+        let rows_max = self.piece_limit(sides, None, cx).rows_max;
         self.each_piece(mask, rows_max, cx, out, |layout, start, len| {
             layout.batch(sides, &rows(start, len), &Selection::Nulls(len), None)
         })
@@ -329,7 +299,7 @@ impl Output {
     ) -> Result<()> {
         let all = BooleanBuffer::new_set(marks.len());
         let rows = self.neighbours(sides);
-        let rows_max = self.piece_rows(sides, None, cx);
+        let rows_max = self.piece_limit(sides, None, cx).rows_max;
         self.each_piece(&all, rows_max, cx, out, |layout, start, len| {
             let mark: ArrayRef = Arc::new(BooleanArray::new(marks.slice(start, len), None));
             let rows = rows(start, len);

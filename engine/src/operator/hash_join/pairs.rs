@@ -97,6 +97,9 @@ fn feed(join: &mut HashJoin, port: Port, file: SpillFile, cx: &mut Context, out:
         join.on_batch(port, batch, cx, out)?;
     }
     drop(blocks);
+    if out.is_done() {
+        return Ok(());
+    }
     join.on_end(port, cx, out)
 }
 

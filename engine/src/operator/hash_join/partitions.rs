@@ -9,7 +9,7 @@ use arrow::datatypes::SchemaRef;
 use thalweg_memory::{MemoryError, SpillFile, SpillWriter};
 
 use crate::data::{Batch, EngineError, Result};
-use crate::operator::hash_join::build::{Collected, held_bytes};
+use crate::operator::hash_join::build::{Collected, ROWS_MAX, held_bytes};
 use crate::operator::hash_join::keys::{KeyShape, Keys};
 use crate::operator::hash_join::late::{Late, can_evict};
 use crate::operator::hash_join::marks::{keeps_unmatched_build, needs_build};
@@ -240,10 +240,12 @@ impl BuildPartitions {
         let staged_bytes = 2 * self.staging_bytes;
         loop {
             let collected = self.resident(shape)?;
-            let table_bytes = shape.table_bytes(collected.rows());
-            let granted = cx.hold(collected.bytes_to_build(table_bytes) + staged_bytes);
+            let rows = collected.rows();
+            let granted = cx.hold(collected.bytes_to_build(shape.table_bytes(rows)) + staged_bytes);
             drop(collected);
             match granted {
+                Ok(()) if rows < ROWS_MAX => break,
+                Ok(()) if self.spill_largest(cx)? => {}
                 Ok(()) => break,
                 Err(error) if !is_exhausted(&error) => return Err(error),
                 Err(_) if self.spill_largest(cx)? => {}

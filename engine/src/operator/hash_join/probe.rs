@@ -15,6 +15,7 @@ use crate::operator::hash_join::marks::{Marks, emit_build, emits_pairs, keeps_un
 use crate::operator::hash_join::output::{Output, Selection, Sides, satisfied};
 use crate::operator::hash_join::slots::Run;
 use crate::operator::hash_join::table::Table;
+use crate::operator::hash_join::widths::PieceLimit;
 use crate::operator::{Collector, Context};
 use crate::plan::{HashJoinSpec, JoinFilterSpec};
 
@@ -121,8 +122,8 @@ impl Prober {
                     return output.bare(runs.iter().map(|run| run.len.max(least) as usize).sum(), cx, out);
                 }
                 let mut expansion = Expansion::new(&runs, &self.table, keep_unmatched);
-                let rows_max = output.piece_rows(sides, None, cx);
-                while let Some(pairs) = expansion.next(rows_max, |_| false) {
+                let limit = output.piece_limit(sides, None, cx);
+                while let Some(pairs) = expansion.piece(&limit, |_| false) {
                     cx.cancel.check()?;
                     let (build, probe) = pairs.into_selections(self.table.is_unique);
                     output.pairs(sides, &build, &probe, cx, out)?;
@@ -168,9 +169,9 @@ impl Prober {
         let all_matches = emits_pairs(join_type) || visits_build(join_type);
         let mut matched = Marks::new(runs.len());
         let mut expansion = Expansion::new(runs, &self.table, false);
-        let rows_max = output.piece_rows(sides, Some(filter), cx);
+        let limit = output.piece_limit(sides, Some(filter), cx);
         // A probe row that is known to match needs no further candidates where one match is all that is asked for.
-        while let Some(mut pairs) = expansion.next(rows_max, |row| !all_matches && matched.get(row)) {
+        while let Some(mut pairs) = expansion.piece(&limit, |row| !all_matches && matched.get(row)) {
             cx.cancel.check()?;
             if !emits_pairs(join_type)
                 && let Some(visited) = &self.visited
@@ -269,6 +270,15 @@ impl Pairs {
         (build, probe)
     }
 
+    /// Takes off the pairs from `count` on.
+    fn split_off(&mut self, count: usize) -> Pairs {
+        Pairs {
+            build: self.build.split_off(count),
+            probe: self.probe.split_off(count),
+            has_unmatched: self.has_unmatched,
+        }
+    }
+
     /// Keeps the pairs for which `mask` is true.
     fn filter(&mut self, mask: &BooleanArray) {
         let mut kept = 0;
@@ -302,6 +312,8 @@ struct Expansion<'a> {
     /// The next probe row, and how much of its run is done.
     row: usize,
     offset: u32,
+    /// Pairs that were too wide to come with those before them.
+    rest: Option<Pairs>,
 }
 
 impl<'a> Expansion<'a> {
@@ -312,7 +324,21 @@ impl<'a> Expansion<'a> {
             keep_unmatched,
             row: 0,
             offset: 0,
+            rest: None,
         }
+    }
+
+    /// The next pairs within `limit`. The `settled` probe rows are left out where that is easy.
+    fn piece(&mut self, limit: &PieceLimit, settled: impl Fn(usize) -> bool) -> Option<Pairs> {
+        let mut pairs = match self.rest.take() {
+            Some(rest) => rest,
+            None => self.next(limit.rows_max, settled)?,
+        };
+        let count = limit.piece(&pairs.build, &pairs.probe);
+        if count < pairs.build.len() {
+            self.rest = Some(pairs.split_off(count));
+        }
+        Some(pairs)
     }
 
     /// At most `limit` further pairs, without the rest of the probe rows that are `settled`. May be none before the end.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use arrow::array::{ArrayRef, Int32Array, Int64Array, StringArray, StringViewArray, UInt32Array};
-use arrow::datatypes::{Field, Schema};
+use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, StringArray, StringViewArray, UInt32Array};
+use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::common::JoinType;
 use proptest::prelude::*;
 
 use super::HashJoin;
-use super::build::held_bytes;
+use super::build::{held_bytes, row_bytes};
 use super::naive::{JOIN_TYPES, cells, full_schema, less_filter, naive, texts};
 use crate::data::{Batch, EngineError};
 use crate::operator::Operator;
@@ -277,6 +277,58 @@ fn wide_rows_come_in_small_batches() {
     let mut case = Case::new(side(spread(60, 9), 40_000), side(spread(40, 9), 10_000));
     (case.batch_rows, case.budget, case.columns) = (2, 1 << 20, 2);
     case.check_all();
+}
+
+/// One text of a megabyte, met by every probe row, does not make a batch of as many megabytes.
+#[test]
+fn a_wide_row_among_narrow_ones_comes_in_small_batches() {
+    let schema = |prefix: &str| {
+        Arc::new(Schema::new(vec![
+            Field::new(format!("{prefix}_k"), DataType::Int64, true),
+            Field::new(format!("{prefix}_text"), DataType::Utf8, true),
+            Field::new(format!("{prefix}_v"), DataType::Int32, true),
+        ]))
+    };
+    let batch = |prefix: &str, keys: Vec<i64>, wide: usize| {
+        let texts = keys.iter().map(|key| "x".repeat(if *key == 0 { wide } else { 3 }));
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(Int64Array::from(keys.clone())),
+            Arc::new(StringArray::from_iter_values(texts)),
+            Arc::new(Int32Array::from(vec![i32::from(prefix == "p"); keys.len()])),
+        ];
+        Batch::try_new(schema(prefix), columns).unwrap()
+    };
+    for (join_type, filtered) in [
+        (JoinType::Inner, false),
+        (JoinType::Right, false),
+        (JoinType::Full, true),
+    ] {
+        let spec = HashJoinSpec {
+            join_type,
+            build_keys: vec![ScalarExpr::column(0, &schema("b"))],
+            probe_keys: vec![ScalarExpr::column(0, &schema("p"))],
+            null_equals_null: false,
+            null_aware: false,
+            filter: filtered.then(|| less_filter(&schema("b"), &schema("p"))),
+            projection: None,
+            schema: Arc::new(full_schema(join_type, &schema("b"), &schema("p"))).into(),
+            build_schema: schema("b").into(),
+            probe_schema: schema("p").into(),
+        };
+        let build = batch("b", (0..20_000).collect(), 1 << 20);
+        let probe = batch("p", (0..300).map(|row| row % 3).collect(), 3);
+        let harness = Harness::with_memory(HashJoin::new(spec).unwrap(), 16 << 20);
+        let output = harness.run(vec![vec![build], vec![probe]]).unwrap();
+        let most = output.iter().map(|batch| row_bytes(batch.columns())).max().unwrap();
+        assert!(most <= 3 << 20, "{join_type}: {most}");
+        let rows: usize = output.iter().map(Batch::num_rows).sum();
+        assert_eq!(rows, 300 + if join_type == JoinType::Full { 20_000 - 3 } else { 0 });
+        let wide: usize = output
+            .iter()
+            .map(|batch| batch.column(1).as_string::<i32>().values().len())
+            .sum();
+        assert!(wide >= 100 << 20, "{join_type}: {wide}");
+    }
 }
 
 #[test]

@@ -103,7 +103,7 @@ impl Prober {
         if emits_pairs(join_type) && output.is_bare() {
             output.bare(build_rows * probe_rows, cx, out)?;
         } else if emits_pairs(join_type) {
-            let rows_max = output.piece_rows(sides, None, cx);
+            let rows_max = output.piece_limit(sides, None, cx).rows_max;
             for piece in Pieces::new(build_rows, probe_rows, rows_max) {
                 cx.cancel.check()?;
                 output.pairs(sides, &piece.build(), &piece.probe(), cx, out)?;
@@ -134,7 +134,7 @@ impl Prober {
         let one_match_is_enough = !emits_pairs(join_type) && self.visited.is_none();
         let mut matched = Marks::new(probe_rows);
         let mut matched_rows = 0;
-        let rows_max = output.piece_rows(sides, Some(filter), cx);
+        let rows_max = output.piece_limit(sides, Some(filter), cx).rows_max;
         for piece in Pieces::new(self.rows.len(), probe_rows, rows_max) {
             cx.cancel.check()?;
             let (build, probe) = (piece.build(), piece.probe());
