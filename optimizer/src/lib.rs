@@ -3,7 +3,8 @@
 //! [`lower`] chooses ship strategies (forward, hash, broadcast, global) and local strategies (build side, one or two
 //! phases, sort or reuse of an order) from what is known of each intermediate stream: how it is partitioned, how it is
 //! sorted, and how large it is. Scalar subqueries are jobs of their own that the session runs first:
-//! [`uncorrelated_scalar_subqueries`] finds them, [`substitute`] puts their values in.
+//! [`uncorrelated_scalar_subqueries`] finds them, [`substitute`] puts their values in. First of all [`lower`] takes
+//! the length of strings below a join when nothing else of them is wanted above it (`narrow.rs`).
 //!
 //! A plan becomes a tree of vertices: no vertex feeds two others. Reading a join's build side before its probe side can
 //! therefore never wait on itself.
@@ -11,6 +12,7 @@
 mod estimate;
 mod explain;
 mod lower;
+mod narrow;
 mod properties;
 mod subquery;
 #[cfg(test)]
@@ -91,5 +93,7 @@ impl LoweringOptions {
 /// # Errors
 /// When the plan holds a node or an expression that has no lowering; the error names it.
 pub async fn lower(plan: &LogicalPlan, session: &SessionState, options: &LoweringOptions) -> Result<JobGraph> {
+    let narrowed = narrow::narrow(plan)?;
+    let plan = narrowed.as_ref().unwrap_or(plan);
     lower::Lowering::new(session, options).run(plan).await
 }

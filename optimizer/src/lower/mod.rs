@@ -149,7 +149,7 @@ impl<'s> Lowering<'s> {
 }
 
 /// Nodes whose inputs are planned as part of the node itself.
-fn is_leaf(node: &LogicalPlan) -> bool {
+pub(crate) fn is_leaf(node: &LogicalPlan) -> bool {
     matches!(
         node,
         LogicalPlan::RecursiveQuery(_)

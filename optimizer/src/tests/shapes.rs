@@ -46,6 +46,17 @@ async fn one_subtask_needs_one_vertex() {
 }
 
 #[tokio::test]
+async fn a_join_carries_lengths_where_only_they_are_wanted() {
+    let sql = "SELECT sum(length(o.note) + length(c.name)) FROM customers c JOIN orders o ON o.customer = c.id";
+    let text = explain(&shape(sql, 2).await);
+    let join = text.find("HashJoin").unwrap();
+    for measure in ["character_length(note", "character_length(name"] {
+        let places: Vec<usize> = text.match_indices(measure).map(|(place, _)| place).collect();
+        assert!(matches!(places[..], [place] if place > join), "{measure}\n{text}");
+    }
+}
+
+#[tokio::test]
 async fn small_sides_are_broadcast_and_large_ones_hashed() {
     let sql = "SELECT o.id, c.name FROM customers c JOIN orders o ON o.customer = c.id";
     let graph = shape(sql, 2).await;
