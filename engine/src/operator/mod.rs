@@ -15,6 +15,7 @@ mod limit;
 mod merge;
 mod nested_loop_join;
 mod project;
+mod runtime_filter;
 mod scan;
 mod sink;
 mod sort;
@@ -26,6 +27,7 @@ use crate::time::Timer;
 pub use crate::exchange::{Port, ReadNext};
 pub use context::{Context, OperatorMetrics};
 pub use factory::{build_operator, build_source};
+pub use runtime_filter::RuntimeFilters;
 pub use scan::{Scan, SourceEvent, Splits};
 pub use sink::{PreparedSink, Sink, SinkConnector, SinkJob, SinkWriter};
 

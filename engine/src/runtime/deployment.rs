@@ -286,6 +286,7 @@ impl Deployment {
             io: environment.io.clone(),
             clock: Arc::clone(&environment.clock),
             spill: Arc::clone(&self.shared.spill),
+            filters: Arc::clone(&self.shared.filters),
             metrics: Arc::new(OperatorMetrics::default()),
             cancel: self.shared.cancel.clone(),
         }

@@ -10,7 +10,7 @@ use thalweg_memory::{JobMemory, SpillDirectory};
 
 use crate::data::{Batch, EngineError, Result};
 use crate::exchange::{CancelToken, ChannelSource, GateEvent, InputGate, ReadNext};
-use crate::operator::PreparedSink;
+use crate::operator::{PreparedSink, RuntimeFilters};
 use crate::plan::{JobGraph, OperatorSpec};
 use crate::runtime::deployment::Deployment;
 use crate::runtime::environment::Environment;
@@ -33,6 +33,8 @@ pub(super) struct JobShared {
     /// The job's part of the memory budget.
     pub(super) memory: JobMemory,
     pub(super) spill: Arc<SpillDirectory>,
+    /// What the build sides of the joins tell the scans.
+    pub(super) filters: Arc<RuntimeFilters>,
     /// The prepared sinks, by vertex.
     pub(super) sinks: Vec<(usize, Arc<dyn PreparedSink>)>,
     failure: Mutex<Option<EngineError>>,
@@ -81,13 +83,15 @@ pub fn submit(graph: JobGraph, environment: &Environment) -> Result<JobHandle> {
     );
     let id = format!("{:x}-{}", std::process::id(), NEXT_JOB.fetch_add(1, Ordering::Relaxed));
     let graph = Arc::new(execution.graph.clone());
+    let memory = environment.memory.job();
     let mut shared = JobShared {
         id,
         environment: environment.clone(),
         execution,
         cancel: cancel.clone(),
         metrics: Arc::clone(&metrics),
-        memory: environment.memory.job(),
+        filters: Arc::new(RuntimeFilters::of(&graph, &memory)),
+        memory,
         spill: Arc::new(SpillDirectory::new(
             &environment.spill_parent,
             environment.spill_compression,

@@ -29,6 +29,7 @@ use crate::operator::hash_join::marks::{Marks, emit_build, needs_build, visits_b
 use crate::operator::hash_join::output::{Layout, Output};
 use crate::operator::hash_join::probe::Prober;
 use crate::operator::hash_join::table::Table;
+use crate::operator::runtime_filter::Publisher;
 use crate::operator::{Collector, Context, Operator, Port, ReadNext};
 use crate::plan::HashJoinSpec;
 
@@ -43,6 +44,7 @@ pub(super) struct HashJoin {
     shape: KeyShape,
     phase: Phase,
     output: Output,
+    publisher: Publisher,
 }
 
 enum Phase {
@@ -85,6 +87,7 @@ impl HashJoin {
             shape,
             phase: Phase::Build(collected),
             output: Output::new(layout),
+            publisher: Publisher::new(&spec.runtime_filters),
             spec,
         })
     }
@@ -163,6 +166,7 @@ impl Operator for HashJoin {
         match &mut self.phase {
             Phase::Build(collected) => {
                 let keys = self.shape.evaluate(&self.spec.build_keys, &batch)?;
+                self.publisher.add(&keys, cx)?;
                 collected.push(&batch, keys, cx)
             }
             Phase::Probe(prober) => {
@@ -177,6 +181,7 @@ impl Operator for HashJoin {
     fn on_end(&mut self, port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         match (std::mem::replace(&mut self.phase, Phase::Done), port) {
             (Phase::Build(collected), BUILD) => {
+                self.publisher.finish(cx);
                 self.phase = self.build(collected, cx)?;
                 Ok(())
             }
