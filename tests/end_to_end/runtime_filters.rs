@@ -1,9 +1,14 @@
 //! Joins tell the scans of their probe sides which keys can match.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use datafusion::datasource::MemTable;
+use datafusion::parquet::arrow::ArrowWriter;
+use datafusion::parquet::file::properties::WriterProperties;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use thalweg::{Session, SessionConfig};
 
 use super::answers::{done, register_folder, rows, session, test_data};
@@ -82,6 +87,54 @@ fn rows_that_cannot_match_are_dropped_at_the_scan() {
         assert_eq!(rows(&session, sql).unwrap(), expected);
         assert_eq!(session.memory().reserved_bytes(), 0);
     }
+}
+
+/// `sorted(k, text)` as Parquet in many row groups and several splits, by key.
+fn sorted_file(session: &Session, folder: &Path) {
+    let path = folder.join("sorted.parquet");
+    let mut random = StdRng::seed_from_u64(1);
+    let mut batches = (0..10i64).map(|part| {
+        let keys = part * 20_000..(part + 1) * 20_000;
+        let texts = StringArray::from_iter_values(keys.clone().map(|_| format!("{:0>120}", random.random::<u128>())));
+        let keys: ArrayRef = Arc::new(Int64Array::from_iter_values(keys));
+        RecordBatch::try_from_iter([("k", keys), ("text", Arc::new(texts) as ArrayRef)]).unwrap()
+    });
+    let first = batches.next().unwrap();
+    let properties = WriterProperties::builder()
+        .set_max_row_group_row_count(Some(10_000))
+        .set_dictionary_enabled(false)
+        .build();
+    let file = std::fs::File::create(&path).unwrap();
+    let mut writer = ArrowWriter::try_new(file, first.schema(), Some(properties)).unwrap();
+    writer.write(&first).unwrap();
+    batches.for_each(|batch| writer.write(&batch).unwrap());
+    writer.close().unwrap();
+    done(
+        session,
+        &format!(
+            "CREATE EXTERNAL TABLE sorted STORED AS PARQUET LOCATION '{}'",
+            path.display()
+        ),
+    );
+}
+
+#[test]
+fn what_lies_outside_the_bounds_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let session = loaded(1);
+    sorted_file(&session, folder.path());
+    let sql = "SELECT count(*), min(b.text), sum(s.k) FROM small s JOIN sorted b ON b.k = s.k WHERE s.v = 3";
+    let plan = analyzed(&session, sql);
+    let [(read, _)] = filtered(&plan)[..] else {
+        panic!("{plan}")
+    };
+    assert!(read < 120_000, "{plan}");
+    let expected = rows(&session, sql).unwrap();
+    assert_eq!(expected[0][0].as_deref(), Some("100"));
+    let none = "SELECT count(*), min(b.text) FROM small s JOIN sorted b ON b.k = s.k WHERE s.v = 3 AND s.k = 4";
+    assert_eq!(rows(&session, none).unwrap()[0][0].as_deref(), Some("0"));
+    done(&session, "SET 'table.optimizer.runtime-filter.enabled' = 'false'");
+    assert_eq!(rows(&session, sql).unwrap(), expected);
 }
 
 #[test]

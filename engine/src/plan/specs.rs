@@ -97,6 +97,9 @@ pub struct ScanSpec {
     pub plan: PhysicalPlan,
     /// Stop after this many rows per subtask.
     pub limit: Option<usize>,
+    /// Runtime filters that tell between which bounds keys of the scan can match. They help to skip; who drops rows is
+    /// the [`RuntimeFilterSpec`] further on.
+    pub bounded_by: Vec<RuntimeCheckSpec>,
 }
 
 /// Keeps the rows for which `predicate` is true (not false, not NULL).

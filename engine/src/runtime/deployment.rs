@@ -112,7 +112,11 @@ impl Deployment {
         }
         let mut deployed = Vec::new();
         for id in stage.vertices.iter().copied() {
-            let vertex = self.shared.execution.graph.vertices[id].clone();
+            let mut vertex = self.shared.execution.graph.vertices[id].clone();
+            if let Some(OperatorSpec::Scan(scan)) = vertex.chain.first_mut() {
+                let task = &self.shared.environment.task;
+                *scan = self.shared.filters.bound(scan.clone(), task)?;
+            }
             let splits = self.splits_of(&vertex);
             for subtask in 0..vertex.parallelism {
                 let gate = gates.remove(&(id, subtask));

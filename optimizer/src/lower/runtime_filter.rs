@@ -117,15 +117,18 @@ impl Lowering<'_> {
             id,
             key: ScalarExpr::column(origin.column_at_place, &schema_before(&chain[..origin.place])?),
         };
-        if let Some(OperatorSpec::RuntimeFilter(filter)) = chain.get_mut(origin.place - 1) {
-            let has_room = filter.checks.len() < MOST_CHECKS;
-            if has_room {
-                filter.checks.push(check);
+        match chain.get_mut(origin.place - 1) {
+            Some(OperatorSpec::RuntimeFilter(filter)) if filter.checks.len() >= MOST_CHECKS => return Ok(false),
+            Some(OperatorSpec::RuntimeFilter(filter)) => filter.checks.push(check),
+            _ => {
+                let filter = RuntimeFilterSpec { checks: vec![check] };
+                chain.insert(origin.place, OperatorSpec::RuntimeFilter(filter));
             }
-            return Ok(has_room);
         }
-        let filter = RuntimeFilterSpec { checks: vec![check] };
-        chain.insert(origin.place, OperatorSpec::RuntimeFilter(filter));
+        if let Some(OperatorSpec::Scan(scan)) = chain.first_mut() {
+            let key = ScalarExpr::column(origin.column, &scan.plan.0.schema());
+            scan.bounded_by.push(RuntimeCheckSpec { id, key });
+        }
         Ok(true)
     }
 }

@@ -121,6 +121,7 @@ impl Lowering<'_> {
             table,
             plan: PhysicalPlan(plan),
             limit,
+            bounded_by: Vec::new(),
         });
         self.source(scan, parallelism, schema, estimate)
     }

@@ -5,9 +5,10 @@
 //! of the job share: their least and greatest, and as members of a bitmap or a Bloom filter. When the last has
 //! finished, the slot is published, and from the next batch on [`RuntimeFilter`] drops rows. It never waits, so that no
 //! plan can lock up: what comes before is handed on, which is slower, not wrong. Back-pressure sees to it that a large
-//! probe side is mostly still unread by then.
+//! probe side is mostly still unread by then. The bounds go into the scan itself, too ([`pruning`]).
 
 mod members;
+mod pruning;
 mod publisher;
 mod slot;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use thalweg_memory::{JobMemory, Reservation};
 
 use crate::operator::runtime_filter::members::{Members, Plan};
+use crate::operator::runtime_filter::pruning::Condition;
 use crate::plan::{BuildFilterSpec, JobGraph, OperatorSpec, RuntimeFilterId};
 
 /// No filter is larger, whatever the budget: beyond the processor's caches a look costs as much as it saves.
@@ -80,6 +81,8 @@ struct Gathering {
     found: Found,
     plan: Plan,
     published: Option<Arc<Published>>,
+    /// Scans that want to know the bounds.
+    conditions: Vec<Condition>,
 }
 
 /// What the subtasks have brought so far.
@@ -149,11 +152,6 @@ impl Published {
             }
         }
     }
-
-    /// Least and greatest word, unless there is none.
-    pub(super) fn range(&self) -> Option<(i64, i64)> {
-        self.bounds.range()
-    }
 }
 
 impl Slot {
@@ -174,6 +172,7 @@ impl Slot {
                     most_bytes,
                 },
                 published: None,
+                conditions: Vec::new(),
             }),
             readers: AtomicUsize::new(0),
             waiting_words: (most_bytes / 2 / size_of::<i64>()).clamp(64, WAITING_WORDS),
@@ -213,6 +212,11 @@ impl Slot {
             Found::Members(members) => Some(Arc::clone(members)),
             _ => None,
         }
+    }
+
+    /// Lets a scan know the bounds when they are there.
+    pub(super) fn tell(&self, condition: Condition) {
+        self.gathering.lock().conditions.push(condition);
     }
 
     /// A reservation for what a subtask keeps back.
@@ -302,6 +306,8 @@ impl Gathering {
             Found::Members(members) => Some(members),
             _ => None,
         };
+        let range = self.bounds.range();
+        self.conditions.drain(..).for_each(|condition| condition.publish(range));
         self.published = Some(Arc::new(Published {
             bounds: self.bounds,
             members,
