@@ -7,8 +7,7 @@ use thalweg_memory::Reservation;
 
 use crate::data::Result;
 use crate::operator::Context;
-use crate::operator::runtime_filter::members::Members;
-use crate::operator::runtime_filter::slot::{Bounds, Slot};
+use crate::operator::runtime_filter::slot::{Bounds, Held, Slot};
 use crate::operator::runtime_filter::words::words_of;
 use crate::plan::BuildFilterSpec;
 
@@ -79,7 +78,7 @@ struct Part {
     /// Words that are in no filter yet.
     waiting: Vec<i64>,
     /// Where they go when there are many.
-    members: Option<Arc<Members>>,
+    held: Option<Arc<Held>>,
     bounds_only: bool,
 }
 
@@ -95,7 +94,7 @@ impl Part {
             bounds: Bounds::NONE,
             words: 0,
             waiting,
-            members: None,
+            held: None,
             bounds_only,
         }
     }
@@ -112,26 +111,26 @@ impl Part {
         }
         self.bounds.widen(scratch);
         self.words += scratch.len() as u64;
-        if !self.bounds_only && self.waiting.len() + scratch.len() > self.slot.waiting_words {
+        if self.is_waiting() && self.waiting.len() + scratch.len() > self.slot.waiting_words {
             self.flush();
-            if let Some(members) = &self.members {
-                members.insert(scratch);
-                return Ok(());
-            }
         }
-        if !self.bounds_only {
+        if let Some(held) = &self.held {
+            held.members.insert(scratch);
+        } else if self.is_waiting() {
             self.waiting.extend_from_slice(scratch);
         }
         Ok(())
     }
 
+    fn is_waiting(&self) -> bool {
+        !self.bounds_only && self.held.is_none()
+    }
+
     /// Puts what waits into the filter of estimated size; from then on nothing waits.
     fn flush(&mut self) {
-        if self.members.is_none() {
-            self.members = self.slot.members();
-        }
-        match &self.members {
-            Some(members) => members.insert(&self.waiting),
+        self.held = self.slot.members();
+        match &self.held {
+            Some(held) => held.members.insert(&self.waiting),
             None => self.bounds_only = true,
         }
         self.waiting = Vec::new();

@@ -91,9 +91,16 @@ enum Found {
     /// Few enough to keep them.
     Words(Vec<i64>),
     /// They went into a filter of estimated size.
-    Members(Arc<Members>),
+    Members(Arc<Held>),
     /// Memory is short, or the keys are too many.
     BoundsOnly,
+}
+
+/// Members with the memory that they take: given back when the last who knows them lets go.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) members: Members,
+    _memory: Reservation,
 }
 
 /// Least and greatest word; least is beyond greatest when there is none.
@@ -130,7 +137,7 @@ impl Bounds {
 #[derive(Debug)]
 pub(super) struct Published {
     bounds: Bounds,
-    members: Option<Arc<Members>>,
+    held: Option<Arc<Held>>,
 }
 
 impl Published {
@@ -141,7 +148,7 @@ impl Published {
         };
         let span = greatest.wrapping_sub(least) as u64;
         let in_bounds = |word: i64| word.wrapping_sub(least) as u64 <= span;
-        match self.members.as_deref() {
+        match self.held.as_ref().map(|held| &held.members) {
             None => BooleanBuffer::collect_bool(words.len(), |row| in_bounds(words[row])),
             Some(Members::Bitmap(bitmap)) => {
                 BooleanBuffer::collect_bool(words.len(), |row| in_bounds(words[row]) && bitmap.contains(words[row]))
@@ -202,14 +209,14 @@ impl Slot {
     }
 
     /// Where a subtask with more words than it may keep puts them; `None` when only the bounds count.
-    pub(super) fn members(&self) -> Option<Arc<Members>> {
+    pub(super) fn members(&self) -> Option<Arc<Held>> {
         let mut gathering = self.gathering.lock();
         if !self.is_wanted() {
             gathering.give_up();
         }
         gathering.enlarge();
         match &gathering.found {
-            Found::Members(members) => Some(Arc::clone(members)),
+            Found::Members(held) => Some(Arc::clone(held)),
             _ => None,
         }
     }
@@ -261,8 +268,8 @@ impl Gathering {
             }
         }
         self.enlarge();
-        if let Found::Members(members) = &self.found {
-            members.insert(words);
+        if let Found::Members(held) = &self.found {
+            held.members.insert(words);
         }
     }
 
@@ -280,10 +287,14 @@ impl Gathering {
 
     fn make(&mut self, plan: Plan, words: &[i64]) {
         self.memory.shrink(size_of_val(words));
-        self.found = if plan.is_possible() && self.memory.try_grow(plan.bytes()).is_ok() {
+        let mut memory = self.memory.pinned_sibling();
+        self.found = if plan.is_possible() && memory.try_grow(plan.bytes()).is_ok() {
             let members = plan.make();
             members.insert(words);
-            Found::Members(Arc::new(members))
+            Found::Members(Arc::new(Held {
+                members,
+                _memory: memory,
+            }))
         } else {
             Found::BoundsOnly
         };
@@ -299,18 +310,18 @@ impl Gathering {
             };
             self.make(plan, &words);
         }
-        if matches!(&self.found, Found::Members(members) if members.is_crowded(self.words)) {
+        if matches!(&self.found, Found::Members(held) if held.members.is_crowded(self.words)) {
             self.give_up();
         }
-        let members = match std::mem::replace(&mut self.found, Found::BoundsOnly) {
-            Found::Members(members) => Some(members),
+        let held = match std::mem::replace(&mut self.found, Found::BoundsOnly) {
+            Found::Members(held) => Some(held),
             _ => None,
         };
         let range = self.bounds.range();
         self.conditions.drain(..).for_each(|condition| condition.publish(range));
         self.published = Some(Arc::new(Published {
             bounds: self.bounds,
-            members,
+            held,
         }));
     }
 }
