@@ -123,12 +123,14 @@ impl Stage {
             subtask: 0,
             parallelism: 1,
             batch_size: ROWS,
+            batch_bytes: 4 << 20,
             task: Arc::new(TaskContext::default()),
             io: self.runtime.handle().clone(),
             clock: Arc::new(ManualClock::default()),
             memory: self.memory.job().spillable("kernel"),
             spill: Arc::new(SpillDirectory::new(std::env::temp_dir(), SpillCompression::None)),
             metrics: Arc::new(OperatorMetrics::default()),
+            filters: Arc::default(),
             cancel: CancelToken::new(),
         }
     }
@@ -289,6 +291,7 @@ fn probe(c: &mut Criterion) {
             probe_keys: vec![ScalarExpr::column(0, &probing.schema())],
             null_equals_null: false,
             null_aware: false,
+            runtime_filters: Vec::new(),
             filter: None,
             projection: None,
             build_schema: SchemaSpec(build.schema()),

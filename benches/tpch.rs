@@ -1,6 +1,7 @@
 //! TPC-H beside DataFusion on the same files, in the same process, query by query in turn.
 //!
-//! `cargo bench --bench tpch -- [--sf 1] [--parallelism 2] [--repeats 5] [--queries 1,6,21] [--engine both] [--verify]`
+//! `cargo bench --bench tpch -- [--sf 1] [--parallelism 2] [--repeats 5] [--queries 1,6,21] [--engine both] [--verify]
+//! [--set table.optimizer.runtime-filter.enabled=false]`
 //!
 //! Prints one JSON line per query with the medians and their ratio, and one with the totals. `--engine thalweg` or
 //! `datafusion` runs one alone, so that its peak memory can be read. `--verify` compares Thalweg's answers at
@@ -30,6 +31,8 @@ struct Arguments {
     queries: Vec<usize>,
     engine: String,
     verify: bool,
+    /// Settings of Thalweg's session.
+    settings: Vec<(String, String)>,
 }
 
 impl Arguments {
@@ -41,6 +44,7 @@ impl Arguments {
             queries: (1..=22).collect(),
             engine: "both".into(),
             verify: false,
+            settings: Vec::new(),
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
@@ -51,6 +55,11 @@ impl Arguments {
                 "--repeats" => parsed.repeats = value().parse().unwrap(),
                 "--queries" => parsed.queries = value().split(',').map(|q| q.parse().unwrap()).collect(),
                 "--engine" => parsed.engine = value(),
+                "--set" => {
+                    let setting = value();
+                    let (key, value) = setting.split_once('=').unwrap();
+                    parsed.settings.push((key.into(), value.into()));
+                }
                 "--verify" => parsed.verify = true,
                 // Cargo's own.
                 "--bench" => {}
@@ -149,6 +158,9 @@ fn main() {
         return verify(&folder);
     }
     let engines = Engines::open(&folder, arguments.parallelism);
+    for (key, value) in &arguments.settings {
+        answers::done(&engines.thalweg, &format!("SET '{key}' = '{value}'"));
+    }
     let both = ["thalweg", "datafusion"];
     let names: Vec<&str> = both
         .into_iter()

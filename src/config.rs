@@ -20,6 +20,12 @@ pub struct SessionConfig {
     pub broadcast_threshold_bytes: usize,
     /// Every exchange materializes its input before the consumer starts (`execution.batch-shuffle-mode`).
     pub blocking_exchanges: bool,
+    /// The build sides of joins tell the scans of the probe sides which keys can match
+    /// (`table.optimizer.runtime-filter.enabled`).
+    pub runtime_filters: bool,
+    /// Only scans of so many rows look at such filters; 0 = all that may
+    /// (`table.optimizer.runtime-filter.min-probe-rows`).
+    pub runtime_filter_min_rows: usize,
     /// Send every job graph through its serialized form before it runs (`thalweg.serialize-job-graphs`): what a
     /// cluster does; here for tests.
     pub serialize_job_graphs: bool,
@@ -38,6 +44,8 @@ impl Default for SessionConfig {
             buffer_timeout_ms: -1,
             broadcast_threshold_bytes: LoweringOptions::BROADCAST_THRESHOLD_BYTES,
             blocking_exchanges: false,
+            runtime_filters: true,
+            runtime_filter_min_rows: LoweringOptions::RUNTIME_FILTER_MIN_ROWS,
             serialize_job_graphs: false,
             spill_directory: std::env::temp_dir(),
             spill_compression: SpillCompression::None,

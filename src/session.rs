@@ -467,6 +467,8 @@ impl Session {
         let mut options = LoweringOptions::new(config.parallelism, Arc::new(ConnectorResolver { job }));
         options.broadcast_threshold_bytes = config.broadcast_threshold_bytes;
         options.blocking_exchanges = config.blocking_exchanges;
+        options.runtime_filters = config.runtime_filters;
+        options.runtime_filter_min_rows = config.runtime_filter_min_rows;
         Ok(self.block_on(thalweg_optimizer::lower(plan, &state, &options))?)
     }
 

@@ -81,6 +81,22 @@ const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        key: "table.optimizer.runtime-filter.enabled",
+        get: |config| config.runtime_filters.to_string(),
+        set: |config, value| {
+            config.runtime_filters = value.parse().map_err(|_| "expected true or false".to_string())?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "table.optimizer.runtime-filter.min-probe-rows",
+        get: |config| config.runtime_filter_min_rows.to_string(),
+        set: |config, value| {
+            config.runtime_filter_min_rows = whole(value, 0, usize::MAX)?;
+            Ok(())
+        },
+    },
+    Setting {
         key: "taskmanager.memory.managed.size",
         get: |config| config.memory_bytes.to_string(),
         set: |_, _| Err("the memory budget is fixed when the session starts; use --memory".into()),

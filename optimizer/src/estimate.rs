@@ -96,6 +96,29 @@ impl Estimate {
         self.rows.map(|rows| rows * self.row_bytes())
     }
 
+    /// About how many values column `index` has: the rows where that is not known.
+    pub(crate) fn values_of(&self, index: usize) -> Option<f64> {
+        let distinct = self.columns.get(index)?.distinct;
+        match (distinct, self.rows) {
+            (Some(distinct), Some(rows)) => Some(distinct.min(rows)),
+            (known, rows) => known.or(rows),
+        }
+    }
+
+    /// The number of distinct values of column `index`, where it is known.
+    pub(crate) fn distinct_values(&self, index: usize) -> Option<f64> {
+        self.columns.get(index)?.distinct
+    }
+
+    /// Least and greatest value of column `index`, of a type that counts in whole numbers.
+    pub(crate) fn whole_range(&self, index: usize) -> Option<(i64, i64)> {
+        let column = self.columns.get(index)?;
+        let (min, max) = (column.min?, column.max?);
+        // Beyond these a float does not tell all whole numbers apart.
+        let is_exact = min.abs() < 9e15 && max.abs() < 9e15 && min <= max;
+        is_exact.then_some((min as i64, max as i64))
+    }
+
     /// After a filter.
     pub(crate) fn filter(mut self, predicate: &Expr, schema: &DFSchema) -> Self {
         let share = self.selectivity(predicate, schema);

@@ -109,6 +109,10 @@ fn describe(operator: &OperatorSpec) -> String {
         OperatorSpec::Filter(filter) => {
             format!("{name} {}{}", filter.predicate, picked(filter.projection.as_deref()))
         }
+        OperatorSpec::RuntimeFilter(filter) => {
+            let checks = filter.checks.iter().map(|check| format!("#{} {}", check.id, check.key));
+            format!("{name} {}", checks.collect::<Vec<_>>().join(", "))
+        }
         OperatorSpec::Project(project) => {
             let columns = project.exprs.iter().zip(project.schema.0.fields());
             let columns: Vec<String> = columns
@@ -181,12 +185,27 @@ fn hash_join(name: &str, join: &HashJoinSpec) -> String {
         .collect();
     let null_aware = if join.null_aware { " null-aware" } else { "" };
     format!(
-        "{name} {}{null_aware} on {}{}{}",
+        "{name} {}{null_aware} on {}{}{}{}",
         join.join_type,
         keys.join(" AND "),
         condition(join.filter.as_ref()),
-        picked(join.projection.as_deref())
+        picked(join.projection.as_deref()),
+        built_filters(join)
     )
+}
+
+/// The runtime filters that a join makes, e.g. ` builds #0 o_orderkey@0`.
+fn built_filters(join: &HashJoinSpec) -> String {
+    let texts: Vec<String> = join
+        .runtime_filters
+        .iter()
+        .map(|filter| format!("#{} {}", filter.id, join.build_keys[filter.key]))
+        .collect();
+    if texts.is_empty() {
+        String::new()
+    } else {
+        format!(" builds {}", texts.join(", "))
+    }
 }
 
 fn nested_loop_join(name: &str, join: &NestedLoopJoinSpec) -> String {

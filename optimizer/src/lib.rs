@@ -68,6 +68,10 @@ pub struct LoweringOptions {
     pub broadcast_threshold_bytes: usize,
     /// Whether exchanges that redistribute rows are materialised, so that they can be replayed.
     pub blocking_exchanges: bool,
+    /// Whether the build sides of joins tell the scans of the probe sides which keys can match.
+    pub runtime_filters: bool,
+    /// Only scans of so many rows look at such filters. With 0 every scan does that may, whatever the estimates say.
+    pub runtime_filter_min_rows: usize,
     /// Who resolves the targets of writes.
     pub sink_resolver: Arc<dyn SinkResolver>,
 }
@@ -76,12 +80,17 @@ impl LoweringOptions {
     /// The default of `broadcast_threshold_bytes`: a hash table of this size is built in a few milliseconds.
     pub const BROADCAST_THRESHOLD_BYTES: usize = 16 << 20;
 
-    /// Pipelined exchanges and the default broadcast threshold.
+    /// The default of `runtime_filter_min_rows`: fewer rows are shipped in less time than a filter takes.
+    pub const RUNTIME_FILTER_MIN_ROWS: usize = 100_000;
+
+    /// Pipelined exchanges, runtime filters where they pay, and the default broadcast threshold.
     pub fn new(parallelism: usize, sink_resolver: Arc<dyn SinkResolver>) -> Self {
         Self {
             parallelism: parallelism.max(1),
             broadcast_threshold_bytes: Self::BROADCAST_THRESHOLD_BYTES,
             blocking_exchanges: false,
+            runtime_filters: true,
+            runtime_filter_min_rows: Self::RUNTIME_FILTER_MIN_ROWS,
             sink_resolver,
         }
     }

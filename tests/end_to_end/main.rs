@@ -8,6 +8,7 @@ mod bad_input;
 mod differential;
 mod many_jobs;
 mod quickstart;
+mod runtime_filters;
 mod sql_cases;
 mod statements;
 mod tpcds;

@@ -7,6 +7,7 @@ use datafusion::execution::TaskContext;
 use thalweg_memory::{Reservation, SpillDirectory};
 
 use crate::exchange::CancelToken;
+use crate::operator::RuntimeFilters;
 use crate::time::Clock;
 
 /// What the runtime lends an operator.
@@ -31,6 +32,8 @@ pub struct Context {
     pub memory: Reservation,
     /// Where the job's spill files go.
     pub spill: Arc<SpillDirectory>,
+    /// Where joins tell the scans which keys can match.
+    pub filters: Arc<RuntimeFilters>,
     /// What the operator counts.
     pub metrics: Arc<OperatorMetrics>,
     /// Set when the job is to end; long loops look at it.
@@ -72,6 +75,7 @@ impl Context {
             clock: Arc::clone(&self.clock),
             memory: self.memory.sibling(),
             spill: Arc::clone(&self.spill),
+            filters: Arc::clone(&self.filters),
             metrics: Arc::clone(&self.metrics),
             cancel: self.cancel.clone(),
         }

@@ -12,6 +12,7 @@ use crate::operator::limit::Limit;
 use crate::operator::merge::Merge;
 use crate::operator::nested_loop_join::NestedLoopJoin;
 use crate::operator::project::Project;
+use crate::operator::runtime_filter::RuntimeFilter;
 use crate::operator::scan::{Scan, Splits};
 use crate::operator::sort::{SharedRuns, Sort};
 use crate::operator::window::Window;
@@ -25,6 +26,7 @@ use crate::plan::{OperatorSpec, SortSpec};
 pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Operator>> {
     Ok(match spec {
         OperatorSpec::Filter(spec) => Box::new(Filter::new(spec.clone())),
+        OperatorSpec::RuntimeFilter(spec) => Box::new(RuntimeFilter::new(spec.clone())),
         OperatorSpec::Project(spec) => Box::new(Project::new(spec.clone())),
         OperatorSpec::Expand(spec) => Box::new(Expand::new(spec.clone())),
         OperatorSpec::Aggregate(spec) => Box::new(Aggregate::new(spec.clone())?),

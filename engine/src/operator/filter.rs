@@ -10,12 +10,15 @@ use crate::plan::FilterSpec;
 /// Keeps the rows for which the predicate is true, and gathers what is left into batches of the target size.
 pub(super) struct Filter {
     spec: FilterSpec,
-    gather: Option<Coalescer>,
+    survivors: Survivors,
 }
 
 impl Filter {
     pub(super) fn new(spec: FilterSpec) -> Self {
-        Self { spec, gather: None }
+        Self {
+            spec,
+            survivors: Survivors::default(),
+        }
     }
 }
 
@@ -34,17 +37,40 @@ impl Operator for Filter {
             Some(columns) => batch.project(columns)?,
             None => batch,
         };
-        let kept = mask.true_count();
+        self.survivors.push(batch, mask, mask.true_count(), cx, out)
+    }
+
+    fn on_end(&mut self, _port: Port, _cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+        self.survivors.finish(out)
+    }
+}
+
+/// Hands on what a mask leaves of batches, small remains gathered into batches of the target size, in their order.
+#[derive(Default)]
+pub(super) struct Survivors {
+    gather: Option<Coalescer>,
+}
+
+impl Survivors {
+    /// The rows of `batch` for which `mask` is true, which are `kept` many.
+    ///
+    /// # Errors
+    /// When the consumer fails.
+    pub(super) fn push(
+        &mut self,
+        batch: Batch,
+        mask: &BooleanArray,
+        kept: usize,
+        cx: &Context,
+        out: &mut dyn Collector,
+    ) -> Result<()> {
         if kept == 0 {
             return Ok(());
         }
-        let gather = self
-            .gather
-            .get_or_insert_with(|| Coalescer::new(cx.batch_size, cx.batch_bytes));
-        // A batch that loses few rows is cheaper to hand on as it is than to copy once more.
-        if kept == batch.num_rows() && gather.is_empty() {
-            return out.collect(batch);
+        if kept == batch.num_rows() {
+            return self.push_all(batch, cx, out);
         }
+        let gather = self.gather(cx);
         let mask = if mask.null_count() > 0 {
             prep_null_mask_filter(mask)
         } else {
@@ -54,22 +80,51 @@ impl Operator for Filter {
             return out.collect(filter_record_batch(&batch, &mask)?);
         }
         gather.push_filtered(batch, &mask)?;
-        while let Some(full) = gather.next() {
-            out.collect(full)?;
-        }
-        Ok(())
+        hand_on(gather, out)
     }
 
-    fn on_end(&mut self, _port: Port, _cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+    /// All rows of `batch`.
+    ///
+    /// # Errors
+    /// When the consumer fails.
+    pub(super) fn push_all(&mut self, batch: Batch, cx: &Context, out: &mut dyn Collector) -> Result<()> {
+        let gather = self.gather(cx);
+        let is_large = batch.num_rows() * 2 > cx.batch_size;
+        if is_large {
+            gather.flush()?;
+            hand_on(gather, out)?;
+        }
+        // A large batch is cheaper to hand on as it is than to copy.
+        if is_large || gather.is_empty() {
+            return out.collect(batch);
+        }
+        gather.push(batch)?;
+        hand_on(gather, out)
+    }
+
+    /// Hands on the rest.
+    ///
+    /// # Errors
+    /// When the consumer fails.
+    pub(super) fn finish(&mut self, out: &mut dyn Collector) -> Result<()> {
         let Some(mut gather) = self.gather.take() else {
             return Ok(());
         };
         gather.flush()?;
-        while let Some(rest) = gather.next() {
-            out.collect(rest)?;
-        }
-        Ok(())
+        hand_on(&mut gather, out)
     }
+
+    fn gather(&mut self, cx: &Context) -> &mut Coalescer {
+        self.gather
+            .get_or_insert_with(|| Coalescer::new(cx.batch_size, cx.batch_bytes))
+    }
+}
+
+fn hand_on(gather: &mut Coalescer, out: &mut dyn Collector) -> Result<()> {
+    while let Some(full) = gather.next() {
+        out.collect(full)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

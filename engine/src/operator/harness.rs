@@ -75,6 +75,7 @@ impl<O: Operator> Harness<O> {
             clock: Arc::new(ManualClock::default()),
             memory: memory.job().spillable("operator under test"),
             spill: Arc::new(SpillDirectory::new(std::env::temp_dir(), SpillCompression::None)),
+            filters: Arc::default(),
             metrics: Arc::new(OperatorMetrics::default()),
             cancel: CancelToken::new(),
         };

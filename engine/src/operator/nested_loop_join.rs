@@ -57,6 +57,7 @@ impl NestedLoopJoin {
                 probe_keys: vec![],
                 null_equals_null: false,
                 null_aware: false,
+                runtime_filters: Vec::new(),
                 filter: spec.filter,
                 projection: spec.projection,
                 build_schema: spec.build_schema,

@@ -187,6 +187,7 @@ mod tests {
         let splits = splits.into_iter().map(split).collect();
         let plan = StreamingTableExec::try_new(Arc::clone(&schema), splits, None, [], false, None).unwrap();
         ScanSpec {
+            bounded_by: vec![],
             table: "t".into(),
             plan: PhysicalPlan(Arc::new(plan)),
             limit,

@@ -11,7 +11,7 @@ pub use codec::{decode_job_graph, encode_job_graph};
 pub use expression::{Aggregates, PhysicalPlan, ScalarExpr, SchemaSpec, SortKey};
 pub use job_graph::{Edge, ExchangeMode, JobGraph, JobGraphError, MergeMode, Partitioning, Vertex, VertexId};
 pub use specs::{
-    AggregateMode, AggregateSpec, CollectSpec, ExpandSpec, FilterSpec, HashJoinSpec, JoinFilterSpec, LimitSpec,
-    MergeSpec, NestedLoopJoinSpec, OperatorSpec, ProjectSpec, ScanSpec, SinkSpec, SortSpec, WindowSpec, WrappedSpec,
-    input_placeholder,
+    AggregateMode, AggregateSpec, BuildFilterSpec, CollectSpec, ExpandSpec, FilterSpec, HashJoinSpec, JoinFilterSpec,
+    LimitSpec, MergeSpec, NestedLoopJoinSpec, OperatorSpec, ProjectSpec, RuntimeCheckSpec, RuntimeFilterId,
+    RuntimeFilterSpec, ScanSpec, SinkSpec, SortSpec, WindowSpec, WrappedSpec, input_placeholder,
 };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arrow::datatypes::DataType;
 use datafusion::common::{JoinSide, JoinType};
 use datafusion::physical_plan::ExecutionPlan;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ pub enum OperatorSpec {
     Scan(ScanSpec),
     /// Keeps the rows for which a predicate is true.
     Filter(FilterSpec),
+    /// Drops the rows whose keys no build side of the joins above holds, once those sides are known.
+    RuntimeFilter(RuntimeFilterSpec),
     /// Computes columns.
     Project(ProjectSpec),
     /// Emits each batch once per grouping set.
@@ -67,6 +70,7 @@ impl OperatorSpec {
         match self {
             OperatorSpec::Scan(_) => "Scan",
             OperatorSpec::Filter(_) => "Filter",
+            OperatorSpec::RuntimeFilter(_) => "RuntimeFilter",
             OperatorSpec::Project(_) => "Project",
             OperatorSpec::Expand(_) => "Expand",
             OperatorSpec::Aggregate(spec) => match spec.mode {
@@ -99,6 +103,9 @@ pub struct ScanSpec {
     pub limit: Option<usize>,
     /// Bytes that reading a split holds at once (the columns of a Parquet row group), as far as known.
     pub read_bytes: usize,
+    /// Runtime filters that tell between which bounds keys of the scan can match. They help to skip; who drops rows is
+    /// the [`RuntimeFilterSpec`] further on.
+    pub bounded_by: Vec<RuntimeCheckSpec>,
 }
 
 /// Keeps the rows for which `predicate` is true (not false, not NULL).
@@ -108,6 +115,57 @@ pub struct FilterSpec {
     pub predicate: ScalarExpr,
     /// The input columns to hand on; all when `None`.
     pub projection: Option<Vec<usize>>,
+}
+
+/// Tells a runtime filter from the others of its job.
+pub type RuntimeFilterId = usize;
+
+/// Drops rows that cannot match in a join further on. Never waits: what arrives before the join knows its build side
+/// is handed on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RuntimeFilterSpec {
+    /// The filters to apply; a row must pass all of them.
+    pub checks: Vec<RuntimeCheckSpec>,
+}
+
+/// One filter as it is applied.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RuntimeCheckSpec {
+    /// Which filter: a [`BuildFilterSpec`] of the same id makes it.
+    pub id: RuntimeFilterId,
+    /// The key over the input; its type is one that [`RuntimeFilterSpec::supports`] names.
+    pub key: ScalarExpr,
+}
+
+/// One filter as a hash join makes it from its build side.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BuildFilterSpec {
+    /// Which filter.
+    pub id: RuntimeFilterId,
+    /// Which of the join's keys.
+    pub key: usize,
+    /// Whether every subtask has the whole build side (it is broadcast), so that the first one speaks for all.
+    pub broadcast: bool,
+    /// About how many keys there will be; sizes the filter.
+    pub estimated_keys: Option<u64>,
+    /// Least and greatest key that the table behind the build side holds, where statistics tell. A hint: keys outside
+    /// are slower, not wrong.
+    pub domain: Option<(i64, i64)>,
+}
+
+impl RuntimeFilterSpec {
+    /// Whether keys of this type can be filtered by: those that are equal exactly when their bits are.
+    pub fn supports(data_type: &DataType) -> bool {
+        match data_type {
+            DataType::Dictionary(_, value) => Self::supports(value),
+            DataType::Date32 | DataType::Date64 | DataType::Time32(_) | DataType::Time64(_) => true,
+            DataType::Timestamp(_, _) | DataType::Duration(_) => true,
+            DataType::Decimal32(_, _) | DataType::Decimal64(_, _) | DataType::Decimal128(_, _) => true,
+            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
+            DataType::Binary | DataType::LargeBinary | DataType::BinaryView => true,
+            other => other.is_integer(),
+        }
+    }
 }
 
 /// Computes one column per expression.
@@ -185,6 +243,8 @@ pub struct HashJoinSpec {
     /// The columns to emit, as indices into the join's full output (build then probe columns, or one side's for
     /// semi and anti joins, or one side's and the mark); all when `None`.
     pub projection: Option<Vec<usize>>,
+    /// The filters to make from the build side. Only where a probe row without a match brings no output.
+    pub runtime_filters: Vec<BuildFilterSpec>,
     /// The build side's schema.
     pub build_schema: SchemaSpec,
     /// The probe side's schema.

@@ -121,7 +121,11 @@ impl Deployment {
         }
         let mut deployed = Vec::new();
         for id in stage.vertices.iter().copied() {
-            let vertex = self.shared.execution.graph.vertices[id].clone();
+            let mut vertex = self.shared.execution.graph.vertices[id].clone();
+            if let Some(OperatorSpec::Scan(scan)) = vertex.chain.first_mut() {
+                let task = &self.shared.environment.task;
+                *scan = self.shared.filters.bound(scan.clone(), task)?;
+            }
             let splits = self.splits_of(&vertex);
             for subtask in 0..vertex.parallelism {
                 let gate = gates.remove(&(id, subtask));
@@ -312,6 +316,7 @@ impl Deployment {
             io: environment.io.clone(),
             clock: Arc::clone(&environment.clock),
             spill: Arc::clone(&self.shared.spill),
+            filters: Arc::clone(&self.shared.filters),
             metrics: Arc::new(OperatorMetrics::default()),
             cancel: self.shared.cancel.clone(),
         }

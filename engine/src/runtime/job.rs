@@ -10,7 +10,7 @@ use thalweg_memory::{JobMemory, SpillDirectory};
 
 use crate::data::{Batch, EngineError, Result};
 use crate::exchange::{CancelToken, ChannelSource, GateEvent, InputGate, ReadNext};
-use crate::operator::PreparedSink;
+use crate::operator::{PreparedSink, RuntimeFilters};
 use crate::plan::{JobGraph, OperatorSpec};
 use crate::runtime::deployment::Deployment;
 use crate::runtime::environment::Environment;
@@ -33,6 +33,8 @@ pub(super) struct JobShared {
     /// The job's part of the memory budget.
     pub(super) memory: JobMemory,
     pub(super) spill: Arc<SpillDirectory>,
+    /// What the build sides of the joins tell the scans.
+    pub(super) filters: Arc<RuntimeFilters>,
     /// The prepared sinks, by vertex.
     pub(super) sinks: Vec<(usize, Arc<dyn PreparedSink>)>,
     failure: Mutex<Option<EngineError>>,
@@ -89,6 +91,7 @@ pub fn submit(graph: JobGraph, environment: &Environment) -> Result<JobHandle> {
         execution,
         cancel: cancel.clone(),
         metrics: Arc::clone(&metrics),
+        filters: Arc::new(RuntimeFilters::of(&graph, &memory)),
         memory,
         spill: Arc::new(SpillDirectory::new(
             &environment.spill_parent,

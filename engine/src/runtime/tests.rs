@@ -71,6 +71,7 @@ fn process() -> Process {
 
 fn scan_of(plan: Arc<dyn ExecutionPlan>) -> OperatorSpec {
     OperatorSpec::Scan(ScanSpec {
+        bounded_by: vec![],
         table: "t".into(),
         plan: PhysicalPlan(plan),
         limit: None,

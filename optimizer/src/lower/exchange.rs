@@ -22,6 +22,7 @@ impl Lowering<'_> {
     ) -> Stream {
         let vertex = self.add_vertex(scan, parallelism, &schema);
         self.note_rows(vertex, &estimate);
+        self.scans.insert(vertex, estimate.clone());
         Stream {
             tails: vec![vertex],
             schema,

@@ -31,16 +31,16 @@ fn weight(estimate: &Estimate) -> Option<f64> {
 }
 
 /// A join with its sides in place: `build` is left.
-struct Oriented {
-    build: Stream,
+pub(super) struct Oriented {
+    pub(super) build: Stream,
     probe: Stream,
-    join_type: JoinType,
+    pub(super) join_type: JoinType,
     /// Build key, probe key.
-    keys: Vec<(Physical, Physical)>,
+    pub(super) keys: Vec<(Physical, Physical)>,
     filter: Option<JoinFilterSpec>,
     /// Restores the order of the columns when the sides were swapped.
     projection: Option<Vec<usize>>,
-    null_equals_null: bool,
+    pub(super) null_equals_null: bool,
     null_aware: bool,
     estimate: Estimate,
 }
@@ -269,6 +269,8 @@ impl Lowering<'_> {
                 self.connect_by_keys(&join.probe, vertex, 1, &probe_keys);
             }
         }
+        let broadcast = matches!(shipping, Shipping::Broadcast);
+        self.add_runtime_filters(vertex, &join, broadcast)?;
         let stream = join.output(vertex, parallelism, schema, shipping);
         self.note_estimate(&stream);
         Ok(stream)
@@ -337,6 +339,7 @@ impl Oriented {
             null_aware: self.null_aware,
             filter: self.filter.clone(),
             projection: self.projection.clone(),
+            runtime_filters: Vec::new(),
             build_schema,
             probe_schema,
             schema: declared,

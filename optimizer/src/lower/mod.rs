@@ -6,22 +6,27 @@ mod aggregate;
 mod exchange;
 mod grouping;
 mod join;
+mod origin;
 mod project;
+mod runtime_filter;
 mod scan;
 mod set_ops;
 mod sort;
 mod window;
 mod write;
 
+use std::collections::HashMap;
+
 use datafusion::common::DFSchema;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_expr::create_physical_expr;
-use thalweg_engine::plan::{CollectSpec, JobGraph, OperatorSpec, SchemaSpec};
+use thalweg_engine::plan::{CollectSpec, JobGraph, OperatorSpec, RuntimeFilterId, SchemaSpec, VertexId};
 use thalweg_engine::{EngineError, Result};
 
 use crate::LoweringOptions;
+use crate::estimate::Estimate;
 use crate::properties::{Physical, Stream};
 
 /// One lowering under way.
@@ -30,6 +35,9 @@ pub(crate) struct Lowering<'s> {
     session: &'s SessionState,
     options: &'s LoweringOptions,
     planning: PhysicalPlanningContext,
+    /// What each scan yields, by its vertex.
+    scans: HashMap<VertexId, Estimate>,
+    next_runtime_filter: RuntimeFilterId,
 }
 
 /// A node on its way through the walk.
@@ -45,6 +53,8 @@ impl<'s> Lowering<'s> {
             session,
             options,
             planning: PhysicalPlanningContext::default(),
+            scans: HashMap::new(),
+            next_runtime_filter: 0,
         }
     }
 

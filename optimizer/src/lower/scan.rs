@@ -123,6 +123,7 @@ impl Lowering<'_> {
             read_bytes: self.row_group_bytes(&plan).unwrap_or(0),
             plan: PhysicalPlan(plan),
             limit,
+            bounded_by: Vec::new(),
         });
         self.source(scan, parallelism, schema, estimate)
     }

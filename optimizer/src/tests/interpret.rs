@@ -177,6 +177,8 @@ async fn run_one(
                 None => (schema, kept),
             }
         }
+        // May hand on everything: whether it comes in time is left to chance.
+        OperatorSpec::RuntimeFilter(_) => (schema, batches),
         OperatorSpec::Project(project) => (
             project.schema.0.clone(),
             batches

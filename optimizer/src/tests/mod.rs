@@ -2,6 +2,7 @@
 
 mod answers;
 mod interpret;
+mod runtime_filters;
 mod shapes;
 
 use std::collections::{BTreeMap, HashMap};

@@ -45,6 +45,7 @@ use crate::operator::hash_join::narrow::Narrow;
 use crate::operator::hash_join::output::{Layout, Output};
 use crate::operator::hash_join::partitions::{BuildPartitions, ProbePartitions};
 use crate::operator::hash_join::probe::Prober;
+use crate::operator::runtime_filter::Publisher;
 use crate::operator::{Collector, Context, Operator, Port, ReadNext};
 use crate::plan::HashJoinSpec;
 
@@ -60,6 +61,7 @@ pub(super) struct HashJoin {
     depth: usize,
     /// Bytes of the build side, when it was spilled before.
     expected_bytes: Option<u64>,
+    publisher: Publisher,
 }
 
 enum Phase {
@@ -106,6 +108,7 @@ impl HashJoin {
             } else {
                 Output::new(layout)
             },
+            publisher: Publisher::new(if depth == 0 { &spec.runtime_filters } else { &[] }),
             spec,
             depth,
             expected_bytes,
@@ -198,6 +201,7 @@ impl Operator for HashJoin {
         match &mut self.phase {
             Phase::Build(collected) => {
                 let keys = self.shape.evaluate(&self.spec.build_keys, &batch)?;
+                self.publisher.add(&keys, cx)?;
                 if !collected.push(&batch, keys, cx) {
                     drop(batch);
                     if let Phase::Build(collected) = std::mem::replace(&mut self.phase, Phase::Done) {
@@ -206,7 +210,11 @@ impl Operator for HashJoin {
                 }
                 Ok(())
             }
-            Phase::Partition(partitions) => partitions.push(&self.shape, &batch, cx),
+            Phase::Partition(partitions) => {
+                self.publisher
+                    .add(&self.shape.evaluate(&self.spec.build_keys, &batch)?, cx)?;
+                partitions.push(&self.shape, &batch, cx)
+            }
             Phase::ProbePartitions(partitions) => partitions.push(&self.shape, &batch, &mut self.output, cx, out),
             Phase::Probe(prober) => {
                 if cx.memory.must_spill() && can_evict(self.spec.join_type, prober) {
@@ -229,10 +237,12 @@ impl Operator for HashJoin {
     fn on_end(&mut self, port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         match (std::mem::replace(&mut self.phase, Phase::Done), port) {
             (Phase::Build(collected), BUILD) => {
+                self.publisher.finish(cx);
                 self.phase = self.build(collected, cx)?;
                 Ok(())
             }
             (Phase::Partition(partitions), BUILD) => {
+                self.publisher.finish(cx);
                 self.phase = self.build_resident(partitions, cx)?;
                 Ok(())
             }

@@ -238,6 +238,7 @@ impl Case {
             null_aware: false,
             filter: self.filtered.then(|| less_filter(&build_schema, &probe_schema)),
             projection,
+            runtime_filters: vec![],
             build_schema: build_schema.into(),
             probe_schema: probe_schema.into(),
             schema: Arc::new(schema).into(),
