@@ -175,6 +175,10 @@ pub(super) struct Accumulators {
     flat: Vec<bool>,
 }
 
+/// What the state or result of one group takes on its way out of an accumulator that exists once for each group: scalars
+/// of lists are arrays of their own.
+const SCALAR_BYTES: usize = 2 << 10;
+
 /// What to take from accumulators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Take {
@@ -276,6 +280,18 @@ impl Accumulators {
         Ok(columns)
     }
 
+    /// How many groups may leave at once when that may take so many bytes.
+    pub(super) fn rows_within(&self, bytes: usize) -> usize {
+        let single = self
+            .functions
+            .iter()
+            .filter(|function| !function.groups_accumulator_supported());
+        match single.count() {
+            0 => usize::MAX,
+            count => (bytes / (count * SCALAR_BYTES)).max(1),
+        }
+    }
+
     /// Begins to take the columns of all `total` groups. Functions that hold more than `large_bytes` give them piece by
     /// piece, unless taking all costs no copy.
     ///
@@ -284,7 +300,9 @@ impl Accumulators {
     pub(super) fn begin(&mut self, take: Take, total: usize, large_bytes: usize) -> Result<Outflow> {
         let mut whole = Vec::with_capacity(self.each.len());
         for (index, accumulator) in self.each.iter_mut().enumerate() {
-            let at_once = accumulator.size() <= large_bytes || (self.flat[index] && take == Take::States);
+            let small = accumulator.size() <= large_bytes
+                && (self.functions[index].groups_accumulator_supported() || total * SCALAR_BYTES <= large_bytes);
+            let at_once = small || (self.flat[index] && take == Take::States);
             whole.push(if at_once {
                 Some(take.from(accumulator, EmitTo::All)?)
             } else {

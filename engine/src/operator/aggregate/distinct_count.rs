@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, ListArray, UInt32Array};
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::compute::{filter, take};
+use arrow::compute::{and, filter, prep_null_mask_filter, take};
 use arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::error::{DataFusionError, Result as DataFusionResult};
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
@@ -192,10 +192,8 @@ fn known(values: &ArrayRef, counted: Option<&BooleanArray>) -> Result<BooleanArr
         |nulls: NullBuffer| BooleanArray::new(nulls.into_inner(), None),
     );
     Ok(match counted {
-        Some(counted) => {
-            let counted = arrow::compute::prep_null_mask_filter(counted);
-            arrow::compute::and(&valid, &counted)?
-        }
+        Some(counted) if counted.null_count() > 0 => and(&valid, &prep_null_mask_filter(counted))?,
+        Some(counted) => and(&valid, counted)?,
         None => valid,
     })
 }
@@ -258,7 +256,9 @@ impl GroupsAccumulator for DistinctCount {
             .leaving
             .as_ref()
             .map_or(0, |leaving| leaving.values.get_array_memory_size());
+        // The values leave as a copy.
         self.pairs.size()
+            + self.pairs.bytes_in(0..self.pairs.len())
             + self.pair_groups.capacity() * size_of::<u32>()
             + self.counts.capacity() * size_of::<i64>()
             + self.numbers.capacity() * size_of::<usize>()
@@ -289,6 +289,10 @@ mod tests {
         ]));
         accumulator
             .update_batch(&[Arc::clone(&values)], &[0, 0, 2, 0, 3], None, 4)
+            .unwrap();
+        let none = BooleanArray::from(vec![false; 5]);
+        accumulator
+            .update_batch(&[Arc::clone(&values)], &[4; 5], Some(&none), 5)
             .unwrap();
         let but_last = BooleanArray::from(vec![Some(true), Some(true), Some(true), None, Some(false)]);
         accumulator

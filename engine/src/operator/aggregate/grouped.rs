@@ -342,7 +342,7 @@ impl Grouped {
             }
         };
         let slice_bytes = (self.held() / LEAVING_PART).max(LITTLE_BYTES);
-        let slice_rows = slice_rows(total, self.held(), slice_bytes);
+        let slice_rows = slice_rows(total, self.held(), slice_bytes).min(self.accumulators.rows_within(slice_bytes));
         let mut outflow = self.accumulators.begin(Take::States, total, slice_bytes)?;
         let mut start = 0;
         while start < total {
@@ -430,7 +430,7 @@ impl Grouped {
         let (total, large_bytes) = (self.table.len(), large_bytes(cx));
         let mut outflow = self.accumulators.begin(take, total, large_bytes)?;
         let rows = if outflow.is_wide() {
-            slice_rows(total, self.held(), large_bytes)
+            slice_rows(total, self.held(), large_bytes).min(self.accumulators.rows_within(large_bytes))
         } else {
             total
         };

@@ -16,7 +16,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::operator::harness::Harness;
 use crate::operator::wrapped::Wrapped;
-use crate::plan::{PhysicalPlan, ScalarExpr, SortKey, WrappedSpec, input_placeholder};
+use crate::plan::{
+    JobGraph, OperatorSpec, PhysicalPlan, ScalarExpr, SortKey, Vertex, WrappedSpec, decode_job_graph, encode_job_graph,
+    input_placeholder,
+};
 
 const KB: usize = 1 << 10;
 const SLACK: usize = 3 * LITTLE_BYTES;
@@ -198,6 +201,28 @@ fn sums_of_partitions_by_hand() {
         .iter()
         .zip(sum.as_primitive::<Int64Type>());
     assert!(pairs.into_iter().all(|(g, sum)| sum == Some(sums[&g])));
+}
+
+#[test]
+fn a_window_survives_serialization() {
+    // Of two functions with one condition, DataFusion computes the condition below the window.
+    let spec = spec_of("sum(v) FILTER (WHERE v > 0) OVER (PARTITION BY g)");
+    let mut graph = JobGraph::new("test");
+    graph.add_vertex(Vertex {
+        name: "v".into(),
+        parallelism: 1,
+        output_schema: spec.plan.0.schema().into(),
+        chain: vec![OperatorSpec::Window(spec.clone())],
+        estimated_rows: None,
+    });
+    let task = SessionContext::new().task_ctx();
+    let back = decode_job_graph(&encode_job_graph(&graph).unwrap(), task).unwrap();
+    let OperatorSpec::Window(back) = &back.vertices[0].chain[0] else {
+        panic!("{back:?}");
+    };
+    let batches = batches(&rows_of(3000, |n| Some(n % 2)), 500, 40);
+    let outcome = within(64 * KB, back, &batches).unwrap();
+    assert!(outcome.spilled && outcome.rows == wrapped(&spec, &batches));
 }
 
 const FRAMES: &str = "percent_rank() OVER (PARTITION BY g ORDER BY v), ntile(3) OVER (PARTITION BY g ORDER BY v), \
