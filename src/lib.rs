@@ -16,6 +16,7 @@ mod config;
 mod ddl;
 mod error;
 mod explain;
+mod local_store;
 mod memory_table;
 mod resolver;
 mod result;

@@ -25,12 +25,13 @@ use thalweg_engine::operator::SinkJob;
 use thalweg_engine::plan::{JobGraph, decode_job_graph, encode_job_graph};
 use thalweg_engine::runtime::{BudgetPool, Environment, JobHandle, submit};
 use thalweg_engine::time::SystemClock;
-use thalweg_memory::{MemoryManager, SpillDirectory, sweep};
+use thalweg_memory::{MemoryManager, SegmentPool, SpillDirectory, sweep};
 use thalweg_optimizer::LoweringOptions;
 use url::Url;
 
 use crate::config::SessionConfig;
 use crate::error::{Error, Result};
+use crate::local_store::PooledLocalFileSystem;
 use crate::resolver::{ConnectorResolver, ScanDoctor};
 use crate::result::{Outcome, QueryResult};
 use crate::script::{self, ScriptStatement};
@@ -43,6 +44,9 @@ const IO_THREADS: usize = 2;
 const FILE_THREADS: usize = 16;
 /// What may wait in the channels of one input of one subtask, in bytes.
 const INPUT_CREDIT_BYTES: usize = 8 << 20;
+/// The buffers of readers that are kept for the next read: at most this part of the budget, and so many bytes.
+const IDLE_SEGMENTS_IN_BUDGET: usize = 16;
+const IDLE_SEGMENT_BYTES_MAX: usize = 128 << 20;
 /// How deeply a statement may be nested.
 const PARSER_RECURSION_LIMIT: usize = 256;
 
@@ -111,6 +115,10 @@ impl Session {
             .with_default_features()
             .build();
         let context = SessionContext::new_with_state(state).enable_url_table();
+        let pool = SegmentPool::new((config.memory_bytes / IDLE_SEGMENTS_IN_BUDGET).min(IDLE_SEGMENT_BYTES_MAX));
+        if let Ok(root) = Url::parse("file://") {
+            context.register_object_store(&root, Arc::new(PooledLocalFileSystem::new(pool)));
+        }
         Ok(Self {
             inner: Arc::new(Inner {
                 context,

@@ -5,9 +5,11 @@
 //! [`MemoryError::Exhausted`].
 
 mod manager;
+mod segment;
 mod spill;
 
 pub use manager::{JobMemory, MemoryManager, Reservation};
+pub use segment::{Segment, SegmentPool};
 pub use spill::{SpillCompression, SpillDirectory, SpillFile, SpillReader, SpillWriter, sweep};
 
 /// What can go wrong with working memory and spill files.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatchOptions, UInt32Array, new_null_array};
 use arrow::buffer::BooleanBuffer;
-use arrow::compute::{BatchCoalescer, filter_record_batch, prep_null_mask_filter, take};
+use arrow::compute::{filter_record_batch, prep_null_mask_filter, take};
 use arrow::datatypes::SchemaRef;
 use datafusion::common::{JoinSide, JoinType};
 
-use crate::data::{Batch, EngineError, Result};
+use crate::data::{Batch, Coalescer, EngineError, Result};
 use crate::operator::hash_join::build::{BuildRows, row_bytes};
 use crate::operator::hash_join::widths::{PieceLimit, SMALL_PIECE_BYTES, piece_bytes};
 use crate::operator::sort::without_unused_strings;
@@ -178,7 +178,7 @@ impl Layout {
 /// side is not kept.
 pub(in crate::operator) struct Output {
     layout: Layout,
-    coalescer: Option<BatchCoalescer>,
+    coalescer: Option<Coalescer>,
     /// Rows not yet handed on, when the output has no columns.
     bare_rows: usize,
     /// Bytes of the wide pieces gathered up since the last batch was ended for their sake.
@@ -351,7 +351,7 @@ impl Output {
                 } else if rows_max < cx.batch_size {
                     self.pass(filter_record_batch(&batch, &mask)?, cx, out)?;
                 } else {
-                    self.coalescer(cx).push_batch_with_filter(batch, &mask)?;
+                    self.coalescer(cx).push_filtered(batch, &mask)?;
                     self.completed(out)?;
                 }
             }
@@ -367,7 +367,7 @@ impl Output {
         }
         let bytes = row_bytes(batch.columns());
         if bytes <= SMALL_PIECE_BYTES / 2 {
-            self.coalescer(cx).push_batch(batch)?;
+            self.coalescer(cx).push(batch)?;
             return self.completed(out);
         }
         // Rows are wide: the gathered batch must not grow to many times what one piece may be.
@@ -376,22 +376,21 @@ impl Output {
             return self.hand_on(batch, out);
         }
         self.wide_bytes += bytes;
-        self.coalescer(cx).push_batch(batch)?;
+        self.coalescer(cx).push(batch)?;
         if self.wide_bytes >= full_bytes {
             self.wide_bytes = 0;
-            self.coalescer(cx).finish_buffered_batch()?;
+            self.coalescer(cx).flush()?;
         }
         self.completed(out)
     }
 
-    fn coalescer(&mut self, cx: &Context) -> &mut BatchCoalescer {
-        let schema = &self.layout.schema;
+    fn coalescer(&mut self, cx: &Context) -> &mut Coalescer {
         self.coalescer
-            .get_or_insert_with(|| BatchCoalescer::new(Arc::clone(schema), cx.batch_size))
+            .get_or_insert_with(|| Coalescer::new(cx.batch_size, cx.batch_bytes))
     }
 
     fn completed(&mut self, out: &mut dyn Collector) -> Result<()> {
-        while let Some(batch) = self.coalescer.as_mut().and_then(BatchCoalescer::next_completed_batch) {
+        while let Some(batch) = self.coalescer.as_mut().and_then(Coalescer::next) {
             self.hand_on(batch, out)?;
         }
         Ok(())
@@ -429,7 +428,7 @@ impl Output {
             return Ok(());
         }
         if let Some(coalescer) = &mut self.coalescer {
-            coalescer.finish_buffered_batch()?;
+            coalescer.flush()?;
         }
         self.completed(out)?;
         match std::mem::take(&mut self.bare_rows) {
