@@ -27,7 +27,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// As the command has it.
 #[allow(non_upper_case_globals, reason = "jemalloc looks for this name")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
-pub static malloc_conf: &[u8] = b"thp:always,percpu_arena:percpu,dirty_decay_ms:1000\0";
+static malloc_conf: &[u8] = b"thp:always,percpu_arena:percpu,dirty_decay_ms:1000\0";
 
 /// Runs this benchmark again in a fresh process, as the one that does the work, and reads what it printed.
 pub(crate) fn in_child() -> Value {

@@ -1,13 +1,16 @@
 //! Window: partitioned, sorted, then our operator over whole partitions, or DataFusion's where passing over the rows is
 //! enough.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, FieldRef, SchemaRef};
 use datafusion::logical_expr::expr::WindowFunctionParams;
 use datafusion::logical_expr::utils::generate_sort_key;
 use datafusion::logical_expr::{Expr, SortExpr, Window, WindowFrameBound, WindowFrameUnits};
+use datafusion::physical_expr::expressions::cast;
 use datafusion::physical_expr::window::{PlainAggregateWindowExpr, WindowExpr};
+use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 use datafusion::physical_plan::{ExecutionPlan, InputOrderMode};
 use datafusion::physical_planner::create_window_expr;
@@ -17,7 +20,7 @@ use thalweg_engine::plan::{
 use thalweg_engine::{EngineError, Result};
 
 use super::Lowering;
-use crate::properties::{Physical, Stream};
+use crate::properties::{Physical, Stream, column};
 
 impl Lowering<'_> {
     pub(super) fn window(&mut self, window: &Window, input: Stream) -> Result<Stream> {
@@ -85,9 +88,11 @@ impl Lowering<'_> {
             .collect::<Result<Vec<_>>>()?;
         let placeholder = input_placeholder(Arc::clone(&input.schema), &input.ordering)?;
         if exprs.iter().all(|expr| expr.uses_bounded_memory()) {
-            let bounded = BoundedWindowAggExec::try_new(exprs, placeholder, InputOrderMode::Sorted, true)?;
-            let schema = bounded.schema();
-            let plan = PhysicalPlan(Arc::new(bounded));
+            let plain = without_views(placeholder, window)?;
+            let bounded = BoundedWindowAggExec::try_new(exprs, plain, InputOrderMode::Sorted, true)?;
+            let plan = with_views_again(Arc::new(bounded), &input.schema)?;
+            let schema = plan.schema();
+            let plan = PhysicalPlan(plan);
             return Ok((OperatorSpec::Wrapped(WrappedSpec { label, plan }), schema));
         }
         let whole = self.aggregates_of_partitions(window, &exprs, &input.schema)?;
@@ -122,6 +127,55 @@ impl Lowering<'_> {
         }
         Ok(Some(aggregates))
     }
+}
+
+/// `input` with the string views that no window function reads as plain strings. The operator appends each batch to the
+/// rows that it still holds and cuts off those it is done with; of views that keeps the strings of all rows ever seen.
+fn without_views(input: Arc<dyn ExecutionPlan>, window: &Window) -> Result<Arc<dyn ExecutionPlan>> {
+    let logical = window.input.schema();
+    let read: HashSet<usize> = window
+        .window_expr
+        .iter()
+        .flat_map(Expr::column_refs)
+        .filter_map(|column| logical.maybe_index_of_column(column))
+        .collect();
+    let schema = input.schema();
+    let plain_type = |index: usize, data_type: &DataType| match data_type {
+        DataType::Utf8View if !read.contains(&index) => DataType::LargeUtf8,
+        DataType::BinaryView if !read.contains(&index) => DataType::LargeBinary,
+        other => other.clone(),
+    };
+    let fields = schema.fields().iter().enumerate();
+    let types: Vec<DataType> = fields
+        .map(|(index, field)| plain_type(index, field.data_type()))
+        .collect();
+    cast_columns(input, &types)
+}
+
+/// `plan` with its first columns of the types that they have in `schema`.
+fn with_views_again(plan: Arc<dyn ExecutionPlan>, schema: &SchemaRef) -> Result<Arc<dyn ExecutionPlan>> {
+    let types: Vec<DataType> = schema.fields().iter().map(|field| field.data_type().clone()).collect();
+    cast_columns(plan, &types)
+}
+
+/// `plan` with its first columns cast to `types`, the others as they are; itself when there is nothing to cast.
+fn cast_columns(plan: Arc<dyn ExecutionPlan>, types: &[DataType]) -> Result<Arc<dyn ExecutionPlan>> {
+    let schema = plan.schema();
+    let has_type =
+        |(index, field): (usize, &FieldRef)| types.get(index).is_none_or(|wanted| wanted == field.data_type());
+    if schema.fields().iter().enumerate().all(has_type) {
+        return Ok(plan);
+    }
+    let mut columns = Vec::with_capacity(schema.fields().len());
+    for (index, field) in schema.fields().iter().enumerate() {
+        let column = column(index, &schema);
+        let cast = match types.get(index) {
+            Some(wanted) if wanted != field.data_type() => cast(column, &schema, wanted.clone())?,
+            _ => column,
+        };
+        columns.push((cast, field.name().clone()));
+    }
+    Ok(Arc::new(ProjectionExec::try_new(columns, plan)?))
 }
 
 /// Whether the frame of every row is its whole partition.
