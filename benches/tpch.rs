@@ -1,11 +1,11 @@
 //! TPC-H beside DataFusion on the same files, in the same process, query by query in turn.
 //!
 //! `cargo bench --bench tpch -- [--sf 1] [--parallelism 2] [--repeats 5] [--queries 1,6,21] [--engine both] [--verify]
-//! [--set table.optimizer.runtime-filter.enabled=false]`
+//! [--memory-mb 1000] [--set table.optimizer.runtime-filter.enabled=false]`
 //!
 //! Prints one JSON line per query with the medians and their ratio, and one with the totals. `--engine thalweg` or
 //! `datafusion` runs one alone, so that its peak memory can be read. `--verify` compares Thalweg's answers at
-//! parallelism 1, 2 and 7 with DuckDB's. The data is made by `scripts/test_data.sh tpch --sf 1`.
+//! parallelism 1, 2 and 7 with DuckDB's, or, with `--memory-mb`, at one parallelism within that budget. The data is made by `scripts/test_data.sh tpch --sf 1`.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
@@ -36,6 +36,7 @@ struct Arguments {
     queries: Vec<usize>,
     engine: String,
     verify: bool,
+    memory_bytes: Option<usize>,
     /// Settings of Thalweg's session.
     settings: Vec<(String, String)>,
 }
@@ -49,6 +50,7 @@ impl Arguments {
             queries: (1..=22).collect(),
             engine: "both".into(),
             verify: false,
+            memory_bytes: None,
             settings: Vec::new(),
         };
         let mut arguments = std::env::args().skip(1);
@@ -66,12 +68,25 @@ impl Arguments {
                     parsed.settings.push((key.into(), value.into()));
                 }
                 "--verify" => parsed.verify = true,
+                "--memory-mb" => parsed.memory_bytes = Some(value().parse::<usize>().unwrap() * 1_000_000),
                 // Cargo's own.
                 "--bench" => {}
                 other => panic!("unknown argument {other}"),
             }
         }
         parsed
+    }
+}
+
+impl Arguments {
+    fn session(&self, parallelism: usize) -> Session {
+        let defaults = SessionConfig::default();
+        Session::new(SessionConfig {
+            parallelism,
+            memory_bytes: self.memory_bytes.unwrap_or(defaults.memory_bytes),
+            ..defaults
+        })
+        .unwrap()
     }
 }
 
@@ -82,12 +97,9 @@ struct Engines {
 }
 
 impl Engines {
-    fn open(folder: &Path, parallelism: usize) -> Self {
-        let thalweg = Session::new(SessionConfig {
-            parallelism,
-            ..SessionConfig::default()
-        })
-        .unwrap();
+    fn open(folder: &Path, arguments: &Arguments) -> Self {
+        let parallelism = arguments.parallelism;
+        let thalweg = arguments.session(parallelism);
         answers::register_folder(&thalweg, folder);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(parallelism)
@@ -141,9 +153,13 @@ fn peak_rss_mb() -> f64 {
         / 1024.0
 }
 
-fn verify(folder: &Path) {
-    for parallelism in [1, 2, 7] {
-        let session = answers::session(parallelism);
+fn verify(folder: &Path, arguments: &Arguments) {
+    let parallelisms = match arguments.memory_bytes {
+        Some(_) => vec![arguments.parallelism],
+        None => vec![1, 2, 7],
+    };
+    for parallelism in parallelisms {
+        let session = arguments.session(parallelism);
         answers::register_folder(&session, folder);
         for number in 1..=22 {
             let sql = std::fs::read_to_string(folder.join(format!("q{number:02}.sql"))).unwrap();
@@ -152,7 +168,10 @@ fn verify(folder: &Path) {
             let difference = answers::difference(actual, expected, true);
             assert_eq!(difference, None, "q{number:02} at parallelism {parallelism}");
         }
-        println!("{{\"workload\":\"tpch\",\"verified\":22,\"parallelism\":{parallelism}}}");
+        println!(
+            "{{\"workload\":\"tpch\",\"verified\":22,\"parallelism\":{parallelism},\"peak_rss_mb\":{:.0}}}",
+            peak_rss_mb()
+        );
     }
 }
 
@@ -160,9 +179,9 @@ fn main() {
     let arguments = Arguments::parse();
     let folder = answers::test_data(&format!("tpch/sf{}", arguments.sf));
     if arguments.verify {
-        return verify(&folder);
+        return verify(&folder, &arguments);
     }
-    let engines = Engines::open(&folder, arguments.parallelism);
+    let engines = Engines::open(&folder, &arguments);
     for (key, value) in &arguments.settings {
         answers::done(&engines.thalweg, &format!("SET '{key}' = '{value}'"));
     }
