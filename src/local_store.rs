@@ -136,10 +136,13 @@ mod tests {
             drop(parts);
             assert!(pool.idle_bytes() > 5_000_000, "the buffers came back");
         }
-        let error = store.get_ranges(&location, &[2_999_999..3_000_001]).await.unwrap_err();
+        let error = store
+            .get_ranges(&location, std::slice::from_ref(&(2_999_999..3_000_001)))
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("file"), "{error}");
         let error = store
-            .get_ranges(&Path::from("no/such/file"), &[0..1])
+            .get_ranges(&Path::from("no/such/file"), std::slice::from_ref(&(0..1)))
             .await
             .unwrap_err();
         assert!(matches!(error, object_store::Error::NotFound { .. }), "{error}");

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -18,7 +18,8 @@ use crate::{MemoryError, Result};
 
 /// How long a holder below its share waits for the largest one to spill. A holder may be unable to (it waits for this
 /// very one to take its output), so the wait is short and comes once per request.
-const PATIENCE: Duration = Duration::from_millis(20);
+const TURN: Duration = Duration::from_millis(5);
+const TURNS: usize = 4;
 
 #[derive(Debug)]
 struct Budget {
@@ -260,11 +261,11 @@ impl Reservation {
         let mut state = budget.state.lock();
         if !fits(&state, limit, more) && self.may_ask(&state, more) && state.ask_largest(limit, self.id, self.joining())
         {
-            let deadline = Instant::now() + PATIENCE;
-            while !fits(&state, limit, more) {
-                if budget.freed.wait_until(&mut state, deadline).timed_out() {
+            for _ in 0..TURNS {
+                if fits(&state, limit, more) {
                     break;
                 }
+                budget.freed.wait_for(&mut state, TURN);
             }
         }
         if !fits(&state, limit, more) {

@@ -16,7 +16,8 @@ fn batch(values: std::ops::Range<i64>) -> RecordBatch {
 }
 
 fn all_types(rows: usize, salt: usize) -> RecordBatch {
-    let text = |row: usize| (row % 5 != 0).then(|| format!("{salt} a text that does not fit into a view {row}"));
+    let text =
+        |row: usize| (!row.is_multiple_of(5)).then(|| format!("{salt} a text that does not fit into a view {row}"));
     let words: DictionaryArray<Int8Type> = (0..rows)
         .map(|row| ["x", "y", "z"].get((row + salt) % 4).copied())
         .collect();
@@ -127,15 +128,15 @@ fn every_flipped_bit_is_seen() {
         let good = std::fs::read(&path).unwrap();
         let handle = OpenOptions::new().write(true).open(&path).unwrap();
         let mut silent = Vec::new();
-        for at in 0..good.len() {
-            let flipped = good[at] ^ (1 << (at % 8));
+        for (at, byte) in good.iter().enumerate() {
+            let flipped = byte ^ (1 << (at % 8));
             handle.write_all_at(&[flipped], at as u64).unwrap();
             let read: Vec<_> = file.open().unwrap().collect();
             match read.iter().find_map(|batch| batch.as_ref().err()) {
                 Some(error) => assert!(error.to_string().contains("checksum"), "byte {at}: {error}"),
                 None => silent.push((at, read)),
             }
-            handle.write_all_at(&[good[at]], at as u64).unwrap();
+            handle.write_all_at(&[*byte], at as u64).unwrap();
         }
         // A bit of padding may flip unseen, as nobody reads it: the rows are as written.
         for (at, read) in silent {
