@@ -172,7 +172,7 @@ impl OutputChannel {
     }
 
     fn send_full(&mut self) -> Result<()> {
-        while let Some(full) = self.pending.next() {
+        while let Some(full) = self.pending.next()? {
             self.demand = self.sender.send(Element::Batch(full))?;
         }
         Ok(())

@@ -121,7 +121,7 @@ impl Survivors {
 }
 
 fn hand_on(gather: &mut Coalescer, out: &mut dyn Collector) -> Result<()> {
-    while let Some(full) = gather.next() {
+    while let Some(full) = gather.next()? {
         out.collect(full)?;
     }
     Ok(())

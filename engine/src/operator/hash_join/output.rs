@@ -390,10 +390,11 @@ impl Output {
     }
 
     fn completed(&mut self, out: &mut dyn Collector) -> Result<()> {
-        while let Some(batch) = self.coalescer.as_mut().and_then(Coalescer::next) {
+        loop {
+            let next = self.coalescer.as_mut().map(Coalescer::next).transpose()?;
+            let Some(batch) = next.flatten() else { return Ok(()) };
             self.hand_on(batch, out)?;
         }
-        Ok(())
     }
 
     /// Hands on `rows` rows without columns.
