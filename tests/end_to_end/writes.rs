@@ -239,3 +239,53 @@ fn records_of_fixed_length_are_sorted_from_file_to_file() {
     let expected = "3.bin: the file has 9 bytes, which is not a multiple of the 17 bytes of a record";
     assert!(message.contains(expected), "{message}");
 }
+
+#[test]
+fn an_ordered_copy_to_a_folder_is_in_order_over_all_files() {
+    let defaults = thalweg::SessionConfig::default();
+    let (folder, spill) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for (number, memory_bytes) in [defaults.memory_bytes, 4 << 20].into_iter().enumerate() {
+        let session = thalweg::Session::new(thalweg::SessionConfig {
+            parallelism: 12,
+            memory_bytes,
+            spill_directory: spill.path().to_path_buf(),
+            ..defaults.clone()
+        })
+        .unwrap();
+        // A hot key, NULLs, and keys in no order, read and written by 12 subtasks.
+        done(
+            &session,
+            "CREATE TABLE unsorted AS \
+             SELECT CASE WHEN i % 10 = 0 THEN NULL WHEN i % 2 = 0 THEN 7 ELSE i * 7919 % 100003 END AS k, i \
+             FROM generate_series(1, 100000) g(i)",
+        );
+        done(
+            &session,
+            &format!(
+                "COPY (SELECT k, i FROM unsorted ORDER BY k DESC NULLS LAST, i) TO '{}/{number}/' STORED AS CSV",
+                folder.path().display()
+            ),
+        );
+        let mut names = files(&folder.path().join(number.to_string()));
+        names.sort();
+        assert!(names.len() > 1, "{names:?}");
+        let mut found = Vec::new();
+        for name in names {
+            let text = std::fs::read_to_string(folder.path().join(number.to_string()).join(name)).unwrap();
+            found.extend(text.lines().skip(1).map(|line| {
+                let (key, row) = line.split_once(',').unwrap();
+                (key.parse::<i64>().ok(), row.parse::<i64>().unwrap())
+            }));
+        }
+        let mut expected: Vec<(Option<i64>, i64)> = (1..=100_000)
+            .map(|i| match i {
+                i if i % 10 == 0 => (None, i),
+                i if i % 2 == 0 => (Some(7), i),
+                i => (Some(i * 7919 % 100_003), i),
+            })
+            .collect();
+        expected.sort_by_key(|(key, row)| (key.is_none(), std::cmp::Reverse(*key), *row));
+        assert!(found == expected, "within {memory_bytes} bytes");
+    }
+    assert_eq!(files(spill.path()), Vec::<String>::new());
+}
