@@ -25,6 +25,7 @@ use thalweg::{Outcome, Session, SessionConfig};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// As the command has it.
+#[cfg(target_os = "linux")]
 #[allow(non_upper_case_globals, reason = "jemalloc looks for this name")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static malloc_conf: &[u8] = b"thp:always,percpu_arena:percpu,dirty_decay_ms:1000\0";
