@@ -109,7 +109,9 @@ impl Operator for Sink {
         match cx.hold(self.writer.held_bytes()) {
             Err(EngineError::Memory(_)) => {
                 self.writer.relieve()?;
-                cx.hold(self.writer.held_bytes())
+                // What a format cannot write out yet it must hold, whoever else holds memory.
+                cx.hold_anyway(self.writer.held_bytes());
+                Ok(())
             }
             other => other,
         }

@@ -73,6 +73,11 @@ impl Ungrouped {
         }
         let held = self.accumulators.iter().map(|accumulator| accumulator.size()).sum();
         let asked = cx.memory.must_spill() && held > LITTLE_BYTES;
+        if held <= LITTLE_BYTES {
+            // A few numbers must not fail because others hold all memory.
+            cx.hold_anyway(held);
+            return Ok(());
+        }
         match cx.hold(held) {
             Ok(()) if asked && self.mode == AggregateMode::Partial => self.let_go(cx, out),
             Err(EngineError::Memory(_)) if self.mode == AggregateMode::Partial => self.let_go(cx, out),
