@@ -18,7 +18,9 @@ enum End {
 fn a_query_that_ends_in_mid_spill_leaves_nothing() {
     let _alone = crate::alone();
     let mut failed = Vec::new();
-    for cell in spilling(1) {
+    // DISTINCT hands on groups as they appear: with nobody reading, it may wait for its reader before it has to spill.
+    let waits_to_spill = |cell: &Cell| !cell.to_string().starts_with("distinct");
+    for cell in spilling(1).into_iter().filter(waits_to_spill) {
         let ends = [End::Cancel, End::Drop];
         let error = |end: &End| {
             end_in_mid_spill(cell, *end)
