@@ -5,6 +5,18 @@ use std::path::PathBuf;
 use thalweg_memory::SpillCompression;
 use thalweg_optimizer::LoweringOptions;
 
+/// How queries run (`execution.runtime-mode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RuntimeMode {
+    /// Bounded input, one final result.
+    Batch,
+    /// Results as soon as they are known; a result that changes is a changelog.
+    Streaming,
+    /// Batch when all sources are bounded, else streaming.
+    #[default]
+    Automatic,
+}
+
 /// How a session is set up. The fields are the session's defaults; `SET` changes the ones marked with a key.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
@@ -14,8 +26,24 @@ pub struct SessionConfig {
     pub memory_bytes: usize,
     /// Rows that a batch should have (`execution.batch-size`).
     pub batch_size: usize,
-    /// How long an exchange may hold rows back, in ms; -1 = until a batch is full (`execution.buffer-timeout`).
-    pub buffer_timeout_ms: i64,
+    /// How long an exchange may hold rows back, in ms; -1 = until a batch is full (`execution.buffer-timeout`). Unless set,
+    /// -1 for batch jobs and 100 for streaming jobs.
+    pub buffer_timeout_ms: Option<i64>,
+    /// Batch, streaming, or whichever fits the sources (`execution.runtime-mode`).
+    pub runtime_mode: RuntimeMode,
+    /// How often sources hand on a watermark, in ms; 0 = with each batch (`pipeline.auto-watermark-interval`).
+    pub watermark_interval_ms: u64,
+    /// A source that has been silent for so long, in ms, holds back no watermark; 0 = never
+    /// (`table.exec.source.idle-timeout`).
+    pub idle_timeout_ms: u64,
+    /// A split whose watermark is further ahead of the slowest than this, in ms, is not read until that has caught up
+    /// (`pipeline.watermark-alignment.allow-drift`); never held back when `None`.
+    pub max_drift_ms: Option<u64>,
+    /// State of streaming queries that has not changed for so long, in ms, is forgotten; 0 = kept for ever
+    /// (`table.exec.state.ttl`).
+    pub state_ttl_ms: u64,
+    /// How often sources send a latency marker, in ms (`metrics.latency.interval`).
+    pub latency_interval_ms: Option<u64>,
     /// Build sides up to this size are broadcast (`table.optimizer.join.broadcast-threshold`), in bytes.
     pub broadcast_threshold_bytes: usize,
     /// Every exchange materializes its input before the consumer starts (`execution.batch-shuffle-mode`).
@@ -41,7 +69,13 @@ impl Default for SessionConfig {
             parallelism: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: machine_memory_bytes() / 10 * 6,
             batch_size: 8192,
-            buffer_timeout_ms: -1,
+            buffer_timeout_ms: None,
+            runtime_mode: RuntimeMode::Automatic,
+            watermark_interval_ms: 200,
+            idle_timeout_ms: 0,
+            max_drift_ms: None,
+            state_ttl_ms: 0,
+            latency_interval_ms: None,
             broadcast_threshold_bytes: LoweringOptions::BROADCAST_THRESHOLD_BYTES,
             blocking_exchanges: false,
             runtime_filters: true,

@@ -26,7 +26,7 @@ mod settings;
 mod sql_dialect;
 mod suggest;
 
-pub use config::SessionConfig;
+pub use config::{RuntimeMode, SessionConfig};
 pub use error::{Error, ErrorKind, Result};
 pub use result::{Canceller, Outcome, Progress, ProgressHandle, QueryResult};
 pub use script::ScriptStatement;

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -508,8 +509,9 @@ impl Session {
             spill_parent: config.spill_directory.clone(),
             spill_compression: config.spill_compression,
             batch_size: config.batch_size,
-            buffer_timeout: BufferTimeout::from_ms(config.buffer_timeout_ms),
+            buffer_timeout: BufferTimeout::from_ms(config.buffer_timeout_ms.unwrap_or(-1)),
             input_credit_bytes: INPUT_CREDIT_BYTES,
+            latency_interval: config.latency_interval_ms.map(Duration::from_millis),
         }
     }
 

@@ -4,7 +4,7 @@ use datafusion::sql::sqlparser::tokenizer::Token;
 
 use thalweg_memory::SpillCompression;
 
-use crate::config::SessionConfig;
+use crate::config::{RuntimeMode, SessionConfig};
 use crate::error::{Error, Result};
 use crate::script::tokenize;
 use crate::suggest::closest;
@@ -27,11 +27,59 @@ const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "execution.runtime-mode",
-        get: |_| "batch".into(),
-        set: |_, value| match value.to_ascii_lowercase().as_str() {
-            "batch" | "automatic" => Ok(()),
-            "streaming" => Err("this version runs bounded input in batch mode only".into()),
-            _ => Err("expected batch or automatic".into()),
+        get: |config| format!("{:?}", config.runtime_mode).to_lowercase(),
+        set: |config, value| {
+            config.runtime_mode = match value.to_ascii_lowercase().as_str() {
+                "batch" => RuntimeMode::Batch,
+                "streaming" => RuntimeMode::Streaming,
+                "automatic" => RuntimeMode::Automatic,
+                _ => return Err("expected batch, streaming or automatic".into()),
+            };
+            Ok(())
+        },
+    },
+    Setting {
+        key: "pipeline.auto-watermark-interval",
+        get: |config| format!("{} ms", config.watermark_interval_ms),
+        set: |config, value| {
+            config.watermark_interval_ms = duration(value)?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "pipeline.watermark-alignment.allow-drift",
+        get: |config| config.max_drift_ms.map_or("none".into(), |ms| format!("{ms} ms")),
+        set: |config, value| {
+            config.max_drift_ms = if value == "none" { None } else { Some(duration(value)?) };
+            Ok(())
+        },
+    },
+    Setting {
+        key: "table.exec.source.idle-timeout",
+        get: |config| format!("{} ms", config.idle_timeout_ms),
+        set: |config, value| {
+            config.idle_timeout_ms = duration(value)?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "table.exec.state.ttl",
+        get: |config| format!("{} ms", config.state_ttl_ms),
+        set: |config, value| {
+            config.state_ttl_ms = duration(value)?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "metrics.latency.interval",
+        get: |config| {
+            config
+                .latency_interval_ms
+                .map_or("0 ms".into(), |ms| format!("{ms} ms"))
+        },
+        set: |config, value| {
+            config.latency_interval_ms = Some(duration(value)?).filter(|ms| *ms > 0);
+            Ok(())
         },
     },
     Setting {
@@ -45,11 +93,12 @@ const SETTINGS: &[Setting] = &[
     Setting {
         key: "execution.buffer-timeout",
         get: |config| match config.buffer_timeout_ms {
-            -1 => "-1".into(),
-            ms => format!("{ms} ms"),
+            None => "100 ms when streaming, else -1".into(),
+            Some(-1) => "-1".into(),
+            Some(ms) => format!("{ms} ms"),
         },
         set: |config, value| {
-            config.buffer_timeout_ms = milliseconds(value)?;
+            config.buffer_timeout_ms = Some(milliseconds(value)?);
             Ok(())
         },
     },
@@ -142,9 +191,11 @@ fn milliseconds(value: &str) -> std::result::Result<i64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_alphabetic()).trim();
     let unit = text[digits.len()..].trim();
     let factor = match unit {
-        "" | "ms" => 1,
-        "s" | "sec" => 1000,
-        "min" => 60_000,
+        "" | "ms" | "millisecond" | "milliseconds" => 1,
+        "s" | "sec" | "second" | "seconds" => 1000,
+        "min" | "minute" | "minutes" => 60_000,
+        "h" | "hour" | "hours" => 3_600_000,
+        "d" | "day" | "days" => 86_400_000,
         _ => return Err("expected a time such as 100 ms, 0, or -1".into()),
     };
     let number: i64 = digits
@@ -154,6 +205,11 @@ fn milliseconds(value: &str) -> std::result::Result<i64, String> {
         return Err("expected a time such as 100 ms, 0, or -1".into());
     }
     Ok(if number < 0 { -1 } else { number.saturating_mul(factor) })
+}
+
+/// A time that is not negative, as for [`milliseconds`].
+fn duration(value: &str) -> std::result::Result<u64, String> {
+    u64::try_from(milliseconds(value)?).map_err(|_| "expected a time such as 100 ms, or 0".to_string())
 }
 
 /// A statement about settings.
@@ -235,7 +291,9 @@ mod tests {
         let error = set(&mut config, "paralelism.default", "2").unwrap_err();
         assert_eq!(error.remedy().as_deref(), Some("did you mean 'parallelism.default'?"));
         assert!(!set(&mut config, "datafusion.execution.batch_size", "2").unwrap());
-        assert!(set(&mut config, "execution.runtime-mode", "streaming").is_err());
+        assert!(set(&mut config, "execution.runtime-mode", "streaming").unwrap());
+        assert_eq!(config.runtime_mode, RuntimeMode::Streaming);
+        assert!(set(&mut config, "execution.runtime-mode", "continuous").is_err());
     }
 
     #[test]
@@ -250,7 +308,7 @@ mod tests {
         ] {
             assert_eq!(milliseconds(text), Ok(ms), "{text}");
         }
-        for text in ["", "-2", "ms", "1 h", "1.5s"] {
+        for text in ["", "-2", "ms", "1 year", "1.5s"] {
             assert!(milliseconds(text).is_err(), "{text}");
         }
     }

@@ -1,5 +1,7 @@
 //! A job graph as text: root first, one line per operator, one line per exchange.
 
+mod stream;
+
 use std::fmt::{Debug, Display, Write};
 
 use thalweg_engine::plan::{
@@ -145,6 +147,7 @@ fn describe(operator: &OperatorSpec) -> String {
         OperatorSpec::Wrapped(wrapped) => format!("{name} {}", wrapped.label),
         OperatorSpec::Collect(_) => name.to_string(),
         OperatorSpec::Sink(sink) => format!("{name} {} {:?}", sink.connector, sink.options),
+        _ => stream::describe(operator).unwrap_or_else(|| name.to_string()),
     }
 }
 

@@ -23,6 +23,16 @@ pub struct Barrier {
     pub id: u64,
 }
 
+/// Sent along with the rows now and then: how long one takes from its source to a sink. It overtakes no row, but does
+/// not wait in the state of operators either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatencyMarker {
+    /// The vertex of the source.
+    pub vertex: usize,
+    /// When it was sent, by the monotonic clock of the process, in nanoseconds.
+    pub sent_ns: u64,
+}
+
 /// What a channel carries. First in, first out on one channel; no order across channels.
 #[derive(Clone, Debug)]
 pub enum Element {
@@ -34,6 +44,8 @@ pub enum Element {
     Barrier(Barrier),
     /// The end of superstep `n` of an iteration.
     SuperstepEnd(u64),
+    /// Measures the way.
+    Latency(LatencyMarker),
     /// This channel has nothing to say for a while and must not hold back the watermark.
     Idle,
     /// This channel speaks again.

@@ -123,7 +123,7 @@ impl ChannelSender for BlockingWriter {
             Element::Batch(batch) => self.write(batch)?,
             Element::EndOfInput => self.finish()?,
             // A materialized partition is complete: event time has no progress to report inside it.
-            Element::Watermark(_) | Element::Idle | Element::Active => {}
+            Element::Watermark(_) | Element::Latency(_) | Element::Idle | Element::Active => {}
             Element::Barrier(_) | Element::SuperstepEnd(_) => {
                 return Err(EngineError::Internal(
                     "a barrier cannot pass a blocking exchange".into(),

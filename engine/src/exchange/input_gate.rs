@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use thalweg_memory::Reservation;
 
-use crate::data::{Barrier, Batch, Element, EngineError, Result, Watermark};
+use crate::data::{Barrier, Batch, Element, EngineError, LatencyMarker, Result, Watermark};
 use crate::exchange::{CancelToken, ChannelSender, Demand};
 
 /// Which input of an operator an element came from.
@@ -31,6 +31,10 @@ pub enum GateEvent {
     Watermark(Watermark),
     /// All channels have delivered this barrier.
     Barrier(Barrier),
+    /// A marker on its way to the sinks.
+    Latency(LatencyMarker),
+    /// No channel that is open has anything to say for a while (`true`), or one speaks again.
+    Idle(bool),
     /// All channels of this input have ended.
     End(Port),
     /// Nothing arrived in time.
@@ -60,6 +64,8 @@ struct State {
     channels: Vec<Channel>,
     open_channels_of_port: Vec<usize>,
     watermark: Option<Watermark>,
+    /// All open channels are idle.
+    idle: bool,
     /// The reader has left.
     closed: bool,
     /// Where what waits in the queues is booked.
@@ -121,6 +127,7 @@ impl InputGate {
                 channels: states,
                 open_channels_of_port,
                 watermark: None,
+                idle: false,
                 closed: false,
                 memory: None,
             }),
@@ -281,10 +288,22 @@ impl State {
             Element::Batch(batch) => return Ok(Some(GateEvent::Batch(channel.port, batch))),
             Element::Watermark(watermark) => {
                 channel.watermark = channel.watermark.max(Some(watermark));
-                channel.idle = false;
+                // Who has something to say is not idle.
+                if std::mem::take(&mut channel.idle)
+                    && let Some(event) = self.changed_idleness()
+                {
+                    return Ok(Some(event));
+                }
             }
-            Element::Idle => channel.idle = true,
-            Element::Active => channel.idle = false,
+            Element::Idle => {
+                channel.idle = true;
+                return Ok(self.changed_idleness());
+            }
+            Element::Active => {
+                channel.idle = false;
+                return Ok(self.changed_idleness());
+            }
+            Element::Latency(marker) => return Ok(Some(GateEvent::Latency(marker))),
             Element::Barrier(barrier) => channel.barrier = Some(barrier),
             Element::EndOfInput => {
                 channel.ended = true;
@@ -314,6 +333,17 @@ impl State {
             channel.barrier = None;
         }
         Some(GateEvent::Barrier(barrier))
+    }
+
+    /// Whether all open channels are idle, when that has changed.
+    fn changed_idleness(&mut self) -> Option<GateEvent> {
+        let mut open = self.channels.iter().filter(|channel| !channel.ended).peekable();
+        let idle = open.peek().is_some() && open.all(|channel| channel.idle);
+        if idle == self.idle {
+            return None;
+        }
+        self.idle = idle;
+        Some(GateEvent::Idle(idle))
     }
 
     /// The minimum over the channels that have not ended and are not idle, when it has risen.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use thalweg_memory::Reservation;
 
-use crate::data::{Batch, Coalescer, Element, Result, Watermark, compact_views};
+use crate::data::{Batch, Coalescer, Element, LatencyMarker, Result, Watermark, compact_views};
 use crate::exchange::{BufferTimeout, ChannelSender, Demand, Partitioner};
 use crate::time::Clock;
 
@@ -23,6 +23,8 @@ pub struct OutputGate {
     clock: Arc<dyn Clock>,
     /// When the oldest row that is held back arrived.
     held_since: Option<Duration>,
+    /// Latency markers behind the rows that are held back.
+    markers: Vec<LatencyMarker>,
     /// Where what is held back is booked.
     memory: Option<Reservation>,
 }
@@ -50,6 +52,7 @@ impl OutputGate {
             timeout,
             clock,
             held_since: None,
+            markers: Vec::new(),
             memory: None,
         }
     }
@@ -101,7 +104,8 @@ impl OutputGate {
             channel.send_full()?;
         }
         self.book();
-        Ok(())
+        let markers = std::mem::take(&mut self.markers);
+        self.send_markers(markers)
     }
 
     /// Sends a control event to all channels, after all rows that came before it.
@@ -112,6 +116,27 @@ impl OutputGate {
         self.flush()?;
         for channel in &mut self.channels {
             channel.demand = channel.sender.send(event.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Sends a latency marker behind the rows that are held back, whenever those leave.
+    ///
+    /// # Errors
+    /// As for `flush_due`.
+    pub fn latency(&mut self, marker: LatencyMarker) -> Result<()> {
+        if self.channels.iter().any(OutputChannel::is_holding) {
+            self.markers.push(marker);
+            return Ok(());
+        }
+        self.send_markers([marker])
+    }
+
+    fn send_markers(&mut self, markers: impl IntoIterator<Item = LatencyMarker>) -> Result<()> {
+        for marker in markers {
+            for channel in &mut self.channels {
+                channel.demand = channel.sender.send(Element::Latency(marker))?;
+            }
         }
         Ok(())
     }
@@ -132,6 +157,8 @@ impl OutputGate {
             BufferTimeout::After(_) => {
                 if !self.channels.iter().any(OutputChannel::is_holding) {
                     self.held_since = None;
+                    let markers = std::mem::take(&mut self.markers);
+                    self.send_markers(markers)?;
                 } else if self.held_since.is_none() {
                     self.held_since = Some(self.clock.monotonic());
                 }

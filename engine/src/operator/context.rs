@@ -105,4 +105,8 @@ pub struct OperatorMetrics {
     pub peak_memory_bytes: AtomicU64,
     /// Bytes written to spill files.
     pub spilled_bytes: AtomicU64,
+    /// Rows that came too late and were dropped.
+    pub late_rows: AtomicU64,
+    /// Records that could not be read and were skipped.
+    pub bad_records: AtomicU64,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::data::{EngineError, Result};
 use crate::operator::Operator;
 use crate::operator::aggregate::Aggregate;
+use crate::operator::assign_watermark::AssignWatermark;
 use crate::operator::expand::Expand;
 use crate::operator::filter::Filter;
 use crate::operator::hash_join::HashJoin;
@@ -13,8 +14,9 @@ use crate::operator::merge::Merge;
 use crate::operator::nested_loop_join::NestedLoopJoin;
 use crate::operator::project::Project;
 use crate::operator::runtime_filter::RuntimeFilter;
-use crate::operator::scan::{Scan, Splits};
+use crate::operator::scan::{Scan, Source, Splits};
 use crate::operator::sort::{SharedRuns, Sort};
+use crate::operator::stream_scan::StreamScan;
 use crate::operator::window::Window;
 use crate::operator::wrapped::Wrapped;
 use crate::plan::{OperatorSpec, SortSpec};
@@ -37,6 +39,23 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
         OperatorSpec::Limit(spec) => Box::new(Limit::new(*spec)),
         OperatorSpec::Window(spec) => Box::new(Window::new(spec.clone())?),
         OperatorSpec::Wrapped(spec) => Box::new(Wrapped::new(spec.clone())?),
+        OperatorSpec::AssignWatermark(spec) => Box::new(AssignWatermark::new(spec.clone())),
+        OperatorSpec::WindowAssign(_)
+        | OperatorSpec::WindowAggregate(_)
+        | OperatorSpec::GroupAggregate(_)
+        | OperatorSpec::StreamJoin(_)
+        | OperatorSpec::IntervalJoin(_)
+        | OperatorSpec::WindowJoin(_)
+        | OperatorSpec::TemporalJoin(_)
+        | OperatorSpec::Rank(_)
+        | OperatorSpec::Over(_)
+        | OperatorSpec::Normalize(_)
+        | OperatorSpec::StreamSort(_) => {
+            return Err(EngineError::Plan(format!("{} is not built yet", spec.name())));
+        }
+        OperatorSpec::Custom(_) => {
+            return Err(EngineError::Internal("a custom operator is made per subtask".into()));
+        }
         OperatorSpec::Scan(_) | OperatorSpec::Collect(_) | OperatorSpec::Sink(_) => {
             return Err(EngineError::Internal(format!(
                 "the runtime builds {} itself",
@@ -55,9 +74,12 @@ pub fn build_range_sort(spec: &SortSpec, runs: Arc<SharedRuns>, subtask: usize, 
 ///
 /// # Errors
 /// When the spec is no source.
-pub fn build_source(spec: &OperatorSpec, splits: Arc<Splits>) -> Result<Scan> {
+pub fn build_source(spec: &OperatorSpec, splits: Arc<Splits>, subtask: usize, parallelism: usize) -> Result<Source> {
     match spec {
-        OperatorSpec::Scan(spec) => Ok(Scan::new(spec.clone(), splits)),
+        OperatorSpec::Scan(spec) if spec.stream.is_some() => {
+            Ok(Source::Stream(StreamScan::new(spec.clone(), subtask, parallelism)))
+        }
+        OperatorSpec::Scan(spec) => Ok(Source::Batch(Scan::new(spec.clone(), splits))),
         other => Err(EngineError::Internal(format!("{} is not a source", other.name()))),
     }
 }

@@ -1,6 +1,7 @@
 //! Drives one operator in a test: push batches, end inputs, look at what came out. The context is the runtime's own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
@@ -10,13 +11,15 @@ use thalweg_memory::{MemoryManager, SpillCompression, SpillDirectory};
 use crate::data::{Batch, Result, Watermark};
 use crate::exchange::CancelToken;
 use crate::operator::{Collector, Context, Operator, OperatorMetrics, Port, ReadNext};
-use crate::time::ManualClock;
+use crate::time::{Clock, ManualClock, Timer};
 
 /// What came out of an operator.
 #[derive(Default)]
 pub(crate) struct Collected {
     pub(crate) batches: Vec<Batch>,
     pub(crate) watermarks: Vec<Watermark>,
+    /// What went to side outputs.
+    pub(crate) side: Vec<(usize, Batch)>,
 }
 
 impl Collector for Collected {
@@ -38,6 +41,11 @@ impl Collector for Collected {
         Ok(())
     }
 
+    fn collect_side(&mut self, tag: usize, batch: Batch) -> Result<()> {
+        self.side.push((tag, batch));
+        Ok(())
+    }
+
     fn is_done(&self) -> bool {
         false
     }
@@ -49,6 +57,8 @@ pub(crate) struct Harness<O: Operator> {
     pub(crate) context: Context,
     pub(crate) output: Collected,
     pub(crate) memory: MemoryManager,
+    /// The clock that the operator sees; stands still until [`Harness::advance`].
+    pub(crate) clock: Arc<ManualClock>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -64,6 +74,7 @@ impl<O: Operator> Harness<O> {
             .build()
             .unwrap();
         let memory = MemoryManager::new(budget_bytes);
+        let clock = Arc::new(ManualClock::default());
         let context = Context {
             operator: "operator under test".into(),
             subtask: 0,
@@ -72,7 +83,7 @@ impl<O: Operator> Harness<O> {
             batch_bytes: 4 << 20,
             task: Arc::new(TaskContext::default()),
             io: runtime.handle().clone(),
-            clock: Arc::new(ManualClock::default()),
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
             memory: memory.job().spillable("operator under test"),
             spill: Arc::new(SpillDirectory::new(std::env::temp_dir(), SpillCompression::None)),
             filters: Arc::default(),
@@ -84,6 +95,7 @@ impl<O: Operator> Harness<O> {
             context,
             output: Collected::default(),
             memory,
+            clock,
             runtime,
         }
     }
@@ -97,6 +109,32 @@ impl<O: Operator> Harness<O> {
             assert_eq!(wanted, port, "the operator wants another input first");
         }
         self.operator.on_batch(port, batch, &mut self.context, &mut self.output)
+    }
+
+    /// Tells the operator that event time has reached `at_ms`.
+    pub(crate) fn watermark(&mut self, at_ms: i64) -> Result<()> {
+        self.operator
+            .on_watermark(Watermark(at_ms), &mut self.context, &mut self.output)
+    }
+
+    /// Lets processing time go by and calls the timers that come due, each at its time.
+    pub(crate) fn advance(&mut self, by: Duration) -> Result<()> {
+        let end = self.clock.now_ms() + i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        while let Some(due) = self.operator.next_timer().filter(|due| *due <= end) {
+            let wait = u64::try_from(due - self.clock.now_ms()).unwrap_or(0);
+            self.clock.advance(Duration::from_millis(wait));
+            self.operator
+                .on_timer(Timer::Processing(due), &mut self.context, &mut self.output)?;
+        }
+        let rest = u64::try_from(end - self.clock.now_ms()).unwrap_or(0);
+        self.clock.advance(Duration::from_millis(rest));
+        Ok(())
+    }
+
+    /// What has come out since the last call, as one batch.
+    #[allow(dead_code, reason = "the stream operators use it")]
+    pub(crate) fn take(&mut self, schema: &SchemaRef) -> Batch {
+        concat_batches(schema, &std::mem::take(&mut self.output.batches)).unwrap()
     }
 
     pub(crate) fn end(&mut self, port: Port) -> Result<()> {

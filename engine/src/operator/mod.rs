@@ -5,6 +5,7 @@
 
 mod aggregate;
 mod array_bytes;
+mod assign_watermark;
 mod context;
 mod expand;
 mod factory;
@@ -20,19 +21,24 @@ mod runtime_filter;
 mod scan;
 mod sink;
 mod sort;
+mod stream_scan;
 mod window;
 mod wrapped;
 
+use std::sync::Arc;
+
 use crate::data::{Batch, EngineError, Result, Watermark};
+use crate::plan::{CustomSpec, Opaque};
 use crate::time::Timer;
 
 pub use crate::exchange::{Port, ReadNext};
 pub use context::{Context, OperatorMetrics};
 pub use factory::{build_operator, build_range_sort, build_source};
 pub use runtime_filter::RuntimeFilters;
-pub use scan::{Scan, SourceEvent, Splits};
+pub use scan::{Scan, Source, SourceEvent, Splits};
 pub use sink::{PreparedSink, Sink, SinkConnector, SinkJob, SinkWriter};
 pub use sort::SharedRuns;
+pub use stream_scan::StreamScan;
 
 /// Where an operator's output goes.
 pub trait Collector {
@@ -48,8 +54,37 @@ pub trait Collector {
     /// As for `collect`.
     fn watermark(&mut self, watermark: Watermark) -> Result<()>;
 
+    /// Hands rows to the side output `tag` of the vertex, past the operators that follow (late rows, what a process
+    /// function sets apart). A vertex without an edge for the tag drops them.
+    ///
+    /// # Errors
+    /// As for `collect`.
+    fn collect_side(&mut self, tag: usize, batch: Batch) -> Result<()>;
+
     /// Whether nobody wants more rows (a limit is reached): the producer may stop early.
     fn is_done(&self) -> bool;
+}
+
+/// Makes an operator that the program brings along, once per subtask.
+pub trait CustomOperator: Send + Sync {
+    /// The operator of one subtask.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    fn create(&self, subtask: usize, parallelism: usize) -> Result<Box<dyn Operator>>;
+}
+
+/// What the factory of a [`crate::plan::CustomSpec`] holds.
+pub struct CustomFactory(pub Arc<dyn CustomOperator>);
+
+impl CustomFactory {
+    /// The spec of an operator that `factory` makes.
+    pub fn spec(label: impl Into<String>, factory: Arc<dyn CustomOperator>) -> CustomSpec {
+        CustomSpec {
+            label: label.into(),
+            factory: Opaque(Arc::new(CustomFactory(factory))),
+        }
+    }
 }
 
 /// One operator of a chain. Everything it keeps between calls it books on `cx.memory`.
@@ -77,6 +112,12 @@ pub trait Operator: Send {
             "{} set no timer but was handed {timer:?}",
             cx.operator
         )))
+    }
+
+    /// The processing time, in milliseconds since the epoch, at which the operator wants `on_timer` to be called with
+    /// `Timer::Processing`; asked after each call of the operator. A time in the past is due at once.
+    fn next_timer(&self) -> Option<i64> {
+        None
     }
 
     /// `port` has ended. After the last port's end the operator emits what it still holds.

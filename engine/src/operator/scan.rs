@@ -8,8 +8,9 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::ExecutionPlan;
 use futures::StreamExt;
 
-use crate::data::{Batch, EngineError, Result};
+use crate::data::{Batch, EngineError, Result, Watermark};
 use crate::operator::Context;
+use crate::operator::stream_scan::StreamScan;
 use crate::plan::ScanSpec;
 
 /// The splits of one scan, shared by its subtasks: whoever is free takes the next.
@@ -49,10 +50,43 @@ impl Splits {
 pub enum SourceEvent {
     /// Rows.
     Batch(Batch),
+    /// Progress of event time.
+    Watermark(Watermark),
+    /// Nothing is to be expected for a while (`true`), or it goes on.
+    Idle(bool),
     /// Nothing yet; the time to wait is over.
     Pending,
     /// All splits are read.
     End,
+}
+
+/// The source of a subtask.
+pub enum Source {
+    /// Takes one split after the other.
+    Batch(Scan),
+    /// Reads splits side by side.
+    Stream(StreamScan),
+}
+
+impl Source {
+    /// The plan whose partitions are the splits.
+    pub fn plan(&self) -> &Arc<dyn ExecutionPlan> {
+        match self {
+            Source::Batch(scan) => scan.plan(),
+            Source::Stream(scan) => scan.plan(),
+        }
+    }
+
+    /// Waits for the next event, at most `patience`.
+    ///
+    /// # Errors
+    /// When the input cannot be read, or `Cancelled`.
+    pub fn next(&mut self, cx: &mut Context, patience: Option<Duration>) -> Result<SourceEvent> {
+        match self {
+            Source::Batch(scan) => scan.next(cx, patience),
+            Source::Stream(scan) => scan.next(cx, patience),
+        }
+    }
 }
 
 /// Reads splits of a scan plan until none is left.
@@ -125,7 +159,7 @@ impl Scan {
     }
 }
 
-async fn sleep(patience: Option<Duration>) {
+pub(super) async fn sleep(patience: Option<Duration>) {
     match patience {
         Some(duration) => tokio::time::sleep(duration).await,
         None => std::future::pending().await,
@@ -187,6 +221,7 @@ mod tests {
         let splits = splits.into_iter().map(split).collect();
         let plan = StreamingTableExec::try_new(Arc::clone(&schema), splits, None, [], false, None).unwrap();
         ScanSpec {
+            stream: None,
             bounded_by: vec![],
             table: "t".into(),
             plan: PhysicalPlan(Arc::new(plan)),
@@ -209,6 +244,7 @@ mod tests {
                     rows.extend(batch.column(0).as_primitive::<Int32Type>().values());
                 }
                 SourceEvent::Pending => panic!("pending without a time to wait"),
+                SourceEvent::Watermark(_) | SourceEvent::Idle(_) => panic!("a batch scan has no watermark"),
                 SourceEvent::End => return rows,
             }
         }

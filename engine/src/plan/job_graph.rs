@@ -51,6 +51,8 @@ pub struct Edge {
     pub merge: MergeMode,
     /// How long the exchange may hold rows back, in milliseconds; -1 = until a batch is full; `None` = the job's default.
     pub buffer_timeout_ms: Option<i64>,
+    /// Which side output of the producing vertex this edge carries; its main output when `None`.
+    pub side_output: Option<usize>,
 }
 
 /// Which subtask of the consumer gets a row (Flink paper, section 3.1).
@@ -129,6 +131,7 @@ impl JobGraph {
             mode: ExchangeMode::Pipelined,
             merge: MergeMode::Arrival,
             buffer_timeout_ms: None,
+            side_output: None,
         });
     }
 

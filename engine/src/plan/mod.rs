@@ -5,6 +5,7 @@ mod codec;
 mod expression;
 mod job_graph;
 mod specs;
+mod stream_specs;
 
 pub(crate) use codec::InputPlaceholder;
 pub use codec::{decode_job_graph, encode_job_graph};
@@ -14,4 +15,10 @@ pub use specs::{
     AggregateMode, AggregateSpec, BuildFilterSpec, CollectSpec, ExpandSpec, FilterSpec, HashJoinSpec, JoinFilterSpec,
     LimitSpec, MergeSpec, NestedLoopJoinSpec, OperatorSpec, ProjectSpec, RuntimeCheckSpec, RuntimeFilterId,
     RuntimeFilterSpec, ScanSpec, SinkSpec, SortSpec, WindowSpec, WrappedSpec, input_placeholder,
+};
+pub use stream_specs::{
+    AssignWatermarkSpec, CustomSpec, EmitSpec, GroupAggregateSpec, IntervalJoinSpec, JoinInputSpec, NormalizeSpec,
+    Opaque, OverFrame, OverSpec, RankSpec, StreamJoinSpec, StreamScanSpec, StreamSortSpec, TemporalJoinSpec,
+    TemporalTime, WatermarkSpec, WindowAggregateSpec, WindowAssignSpec, WindowJoinSpec, WindowKind, WindowProperty,
+    WindowSource, WindowTime,
 };

@@ -10,7 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::codec::InputPlaceholder;
 use crate::plan::expression::{join_side_text, join_type_text};
-use crate::plan::{Aggregates, PhysicalPlan, ScalarExpr, SchemaSpec, SortKey};
+use crate::plan::{
+    Aggregates, AssignWatermarkSpec, CustomSpec, GroupAggregateSpec, IntervalJoinSpec, NormalizeSpec, OverSpec,
+    PhysicalPlan, RankSpec, ScalarExpr, SchemaSpec, SortKey, StreamJoinSpec, StreamScanSpec, StreamSortSpec,
+    TemporalJoinSpec, WindowAggregateSpec, WindowAssignSpec, WindowJoinSpec,
+};
 
 /// One operator of a vertex's chain.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +45,32 @@ pub enum OperatorSpec {
     Window(WindowSpec),
     /// A DataFusion operator of the long tail (unnest, OVER windows that pass over the rows, inserts into foreign tables).
     Wrapped(WrappedSpec),
+    /// Appends the windows of each row.
+    WindowAssign(WindowAssignSpec),
+    /// Makes watermarks in the middle of a stream.
+    AssignWatermark(AssignWatermarkSpec),
+    /// Groups and aggregates per window.
+    WindowAggregate(WindowAggregateSpec),
+    /// Groups and aggregates a stream without end.
+    GroupAggregate(GroupAggregateSpec),
+    /// Joins two streams.
+    StreamJoin(StreamJoinSpec),
+    /// Joins rows whose times are near each other.
+    IntervalJoin(IntervalJoinSpec),
+    /// Joins rows of the same window.
+    WindowJoin(WindowJoinSpec),
+    /// Joins rows with the version of a table at their time.
+    TemporalJoin(TemporalJoinSpec),
+    /// Keeps the first rows of each partition.
+    Rank(RankSpec),
+    /// Aggregates over the rows before each row.
+    Over(OverSpec),
+    /// Makes a full changelog of upserts.
+    Normalize(NormalizeSpec),
+    /// Puts rows into the order of event time.
+    StreamSort(StreamSortSpec),
+    /// An operator that the program brings along.
+    Custom(CustomSpec),
     /// Hands the result to the client.
     Collect(CollectSpec),
     /// Writes to a connector.
@@ -86,6 +116,23 @@ impl OperatorSpec {
             OperatorSpec::Limit(_) => "Limit",
             OperatorSpec::Window(_) => "Window",
             OperatorSpec::Wrapped(_) => "Wrapped",
+            OperatorSpec::WindowAssign(_) => "WindowAssign",
+            OperatorSpec::AssignWatermark(_) => "AssignWatermark",
+            OperatorSpec::WindowAggregate(spec) => match spec.mode {
+                AggregateMode::Partial => "PartialWindowAggregate",
+                AggregateMode::Final => "FinalWindowAggregate",
+                AggregateMode::Single => "WindowAggregate",
+            },
+            OperatorSpec::GroupAggregate(_) => "GroupAggregate",
+            OperatorSpec::StreamJoin(_) => "StreamJoin",
+            OperatorSpec::IntervalJoin(_) => "IntervalJoin",
+            OperatorSpec::WindowJoin(_) => "WindowJoin",
+            OperatorSpec::TemporalJoin(_) => "TemporalJoin",
+            OperatorSpec::Rank(_) => "Rank",
+            OperatorSpec::Over(_) => "Over",
+            OperatorSpec::Normalize(_) => "Normalize",
+            OperatorSpec::StreamSort(_) => "StreamSort",
+            OperatorSpec::Custom(_) => "Custom",
             OperatorSpec::Collect(_) => "Collect",
             OperatorSpec::Sink(_) => "Sink",
         }
@@ -106,6 +153,8 @@ pub struct ScanSpec {
     /// Runtime filters that tell between which bounds keys of the scan can match. They help to skip; who drops rows is
     /// the [`RuntimeFilterSpec`] further on.
     pub bounded_by: Vec<RuntimeCheckSpec>,
+    /// In a streaming job: each subtask reads its splits side by side, rather than taking one after the other.
+    pub stream: Option<StreamScanSpec>,
 }
 
 /// Keeps the rows for which `predicate` is true (not false, not NULL).

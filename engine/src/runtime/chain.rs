@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::data::{Batch, Element, Result, Watermark, batch_bytes};
+use crate::data::{Batch, Element, LatencyMarker, Result, Watermark, batch_bytes};
 use crate::exchange::{OutputGate, Port, ReadNext};
 use crate::operator::{Collector, Context, Operator};
+use crate::runtime::latency::LatencyHistograms;
+use crate::time::Timer;
 
 /// One operator with what the runtime lends it.
 pub(super) struct Link {
@@ -17,20 +19,34 @@ pub(super) struct Link {
 /// The output gates of a subtask: each gets everything.
 pub(super) struct Outputs {
     pub(super) gates: Vec<OutputGate>,
+    /// The gates of the side outputs, each with its tag.
+    pub(super) sides: Vec<(usize, OutputGate)>,
 }
 
 impl Outputs {
     /// How long from now until held rows must leave.
     pub(super) fn time_to_flush(&self) -> Option<Duration> {
-        self.gates.iter().filter_map(OutputGate::time_to_flush).min()
+        self.all().filter_map(OutputGate::time_to_flush).min()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &OutputGate> {
+        self.gates.iter().chain(self.sides.iter().map(|(_, gate)| gate))
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut OutputGate> {
+        self.gates.iter_mut().chain(self.sides.iter_mut().map(|(_, gate)| gate))
     }
 
     pub(super) fn flush_due(&mut self) -> Result<()> {
-        self.gates.iter_mut().try_for_each(OutputGate::flush_due)
+        self.all_mut().try_for_each(OutputGate::flush_due)
+    }
+
+    fn latency(&mut self, marker: LatencyMarker) -> Result<()> {
+        self.all_mut().try_for_each(|gate| gate.latency(marker))
     }
 
     pub(super) fn control(&mut self, event: &Element) -> Result<()> {
-        self.gates.iter_mut().try_for_each(|gate| gate.control(event))
+        self.all_mut().try_for_each(|gate| gate.control(event))
     }
 }
 
@@ -43,11 +59,18 @@ impl Collector for Outputs {
     }
 
     fn watermark(&mut self, watermark: Watermark) -> Result<()> {
-        self.gates.iter_mut().try_for_each(|gate| gate.watermark(watermark))
+        self.all_mut().try_for_each(|gate| gate.watermark(watermark))
+    }
+
+    fn collect_side(&mut self, tag: usize, batch: Batch) -> Result<()> {
+        self.sides
+            .iter_mut()
+            .filter(|(side, _)| *side == tag)
+            .try_for_each(|(_, gate)| gate.collect(batch.clone()))
     }
 
     fn is_done(&self) -> bool {
-        !self.gates.is_empty() && self.gates.iter().all(OutputGate::is_done)
+        self.all().next().is_some() && self.all().all(OutputGate::is_done)
     }
 }
 
@@ -57,11 +80,26 @@ pub(super) struct Chain {
     pub(super) outputs: Outputs,
     /// Which operator is being called, for the message of a panic.
     active: Arc<AtomicUsize>,
+    /// The vertex, when it ends in a sink: latency markers end here.
+    sink: Option<usize>,
+    latencies: Arc<LatencyHistograms>,
 }
 
 impl Chain {
-    pub(super) fn new(links: Vec<Link>, outputs: Outputs, active: Arc<AtomicUsize>) -> Self {
-        Self { links, outputs, active }
+    pub(super) fn new(
+        links: Vec<Link>,
+        outputs: Outputs,
+        active: Arc<AtomicUsize>,
+        sink: Option<usize>,
+        latencies: Arc<LatencyHistograms>,
+    ) -> Self {
+        Self {
+            links,
+            outputs,
+            active,
+            sink,
+            latencies,
+        }
     }
 
     /// Hands rows to the first operator.
@@ -72,6 +110,48 @@ impl Chain {
     /// Hands the progress of event time to the first operator.
     pub(super) fn watermark(&mut self, watermark: Watermark) -> Result<()> {
         self.rest(0).watermark(watermark)
+    }
+
+    /// Hands a latency marker to the outputs; a chain without any is where the way ends.
+    pub(super) fn latency(&mut self, marker: LatencyMarker) -> Result<()> {
+        if let (Some(sink), Some(link)) = (self.sink, self.links.last()) {
+            let now = u64::try_from(link.context.clock.monotonic().as_nanos()).unwrap_or(u64::MAX);
+            self.latencies.record(marker, sink, now.saturating_sub(marker.sent_ns));
+            return Ok(());
+        }
+        self.outputs.latency(marker)
+    }
+
+    /// Tells the consumers that nothing is to come for a while, or that it goes on.
+    pub(super) fn idle(&mut self, idle: bool) -> Result<()> {
+        self.outputs
+            .control(if idle { &Element::Idle } else { &Element::Active })
+    }
+
+    /// How long the chain can wait for input: until rows must leave or a timer comes due. `None`: for ever.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        let flush = self.outputs.time_to_flush();
+        let timers = self.links.iter().filter_map(|link| {
+            let due = link.operator.next_timer()?;
+            let wait = due.saturating_sub(link.context.clock.now_ms());
+            Some(Duration::from_millis(u64::try_from(wait).unwrap_or(0)))
+        });
+        timers.chain(flush).min()
+    }
+
+    /// Calls the operators whose timers have come due.
+    pub(super) fn timers_due(&mut self) -> Result<()> {
+        for index in 0..self.links.len() {
+            let link = &self.links[index];
+            let Some(due) = link.operator.next_timer() else {
+                continue;
+            };
+            if due <= link.context.clock.now_ms() {
+                let mut rest = self.rest(index);
+                rest.call(|operator, context, out| operator.on_timer(Timer::Processing(due), context, out))?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends one input of the first operator.
@@ -194,6 +274,10 @@ impl Collector for Counting<'_> {
 
     fn watermark(&mut self, watermark: Watermark) -> Result<()> {
         self.rest.watermark(watermark)
+    }
+
+    fn collect_side(&mut self, tag: usize, batch: Batch) -> Result<()> {
+        self.rest.outputs.collect_side(tag, batch)
     }
 
     fn is_done(&self) -> bool {

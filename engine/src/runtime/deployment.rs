@@ -12,8 +12,8 @@ use crate::exchange::{
     Partitioner, Transport,
 };
 use crate::operator::{
-    Context, Operator, OperatorMetrics, SharedRuns, Sink, SinkJob, Splits, build_operator, build_range_sort,
-    build_source,
+    Context, CustomFactory, Operator, OperatorMetrics, SharedRuns, Sink, SinkJob, Splits, build_operator,
+    build_range_sort, build_source,
 };
 use crate::plan::{ExchangeMode, OperatorSpec, Vertex, VertexId};
 use crate::runtime::chain::{Chain, Link, Outputs};
@@ -235,12 +235,15 @@ impl Deployment {
                     // What a reader holds; never so much that nothing is left for the operators.
                     let most = context.memory.manager().limit_bytes() / READERS_IN_BUDGET / vertex.parallelism;
                     context.hold_anyway(read.read_bytes.min(most));
-                    let scan = build_source(spec, Arc::clone(splits))?;
+                    let scan = build_source(spec, Arc::clone(splits), subtask, vertex.parallelism)?;
                     let diagnosis = self.shared.environment.diagnosis.clone();
                     source = Some(Box::new(SourceHead {
                         scan,
                         context,
                         diagnosis,
+                        vertex: id,
+                        latency_interval: self.shared.environment.latency_interval,
+                        last_marker: None,
                     }));
                 }
                 (OperatorSpec::Collect(_), _) => {}
@@ -261,7 +264,9 @@ impl Deployment {
         }
         let outputs = self.outputs(id, vertex, subtask, transport)?;
         let active = Arc::new(AtomicUsize::new(0));
-        let chain = Chain::new(links, outputs, Arc::clone(&active));
+        let sink = matches!(vertex.chain.last(), Some(OperatorSpec::Sink(_))).then_some(id);
+        let latencies = Arc::clone(&self.shared.metrics.latencies);
+        let chain = Chain::new(links, outputs, Arc::clone(&active), sink, latencies);
         let thread_name = format!("tw-{id}-{subtask}");
         Ok(Deployed {
             subtask: Subtask { head, chain },
@@ -292,6 +297,13 @@ impl Deployment {
             OperatorSpec::Sort(spec) if spec.by_range && parallelism > 1 => {
                 let runs = self.shared_runs.entry((id, place)).or_default();
                 Ok(build_range_sort(spec, Arc::clone(runs), subtask, parallelism))
+            }
+            OperatorSpec::Custom(spec) => {
+                let factory =
+                    spec.factory.0.downcast_ref::<CustomFactory>().ok_or_else(|| {
+                        EngineError::Internal(format!("'{}' has a factory of another kind", spec.label))
+                    })?;
+                factory.0.create(subtask, parallelism)
             }
             other => build_operator(other, execution.inputs(id)),
         }
@@ -338,6 +350,7 @@ impl Deployment {
             OutputGate::new(partitioner, senders, batch_size, timeout, clock).with_memory(memory)
         };
         let mut gates = Vec::new();
+        let mut sides = Vec::new();
         if matches!(vertex.chain.last(), Some(OperatorSpec::Collect(_))) {
             let inlet = self
                 .results
@@ -374,9 +387,12 @@ impl Deployment {
             let timeout = edge
                 .buffer_timeout_ms
                 .map_or(environment.buffer_timeout, BufferTimeout::from_ms);
-            gates.push(gate(partitioner, senders, timeout));
+            match edge.side_output {
+                None => gates.push(gate(partitioner, senders, timeout)),
+                Some(tag) => sides.push((tag, gate(partitioner, senders, timeout))),
+            }
         }
-        Ok(Outputs { gates })
+        Ok(Outputs { gates, sides })
     }
 
     fn blocking_sender(&mut self, channel: ChannelId, channels: usize) -> Box<dyn ChannelSender> {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
@@ -45,6 +46,8 @@ pub struct Environment {
     pub buffer_timeout: BufferTimeout,
     /// What may wait in the channels of one input of one subtask together, in bytes.
     pub input_credit_bytes: usize,
+    /// How often sources send a latency marker (`metrics.latency.interval`); never when `None`.
+    pub latency_interval: Option<Duration>,
 }
 
 /// The part of the memory budget that one batch should have at most.

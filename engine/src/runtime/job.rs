@@ -260,7 +260,7 @@ impl Iterator for JobHandle {
             match self.results.next(ReadNext::Any, None) {
                 Ok(GateEvent::Batch(_, batch)) => return Some(Ok(batch)),
                 Ok(GateEvent::End(_)) => return self.join().map(Err),
-                Ok(GateEvent::Watermark(_) | GateEvent::Barrier(_) | GateEvent::Pending) => {}
+                Ok(_) => {}
                 Err(error) => {
                     self.cancel.cancel();
                     return Some(Err(self.join().unwrap_or(error)));

@@ -7,6 +7,7 @@ use parking_lot::RwLock;
 
 use crate::operator::{OperatorMetrics, Splits};
 use crate::plan::JobGraph;
+use crate::runtime::latency::LatencyHistograms;
 
 /// The counters of all operators of a job, by vertex and place in the chain.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct JobMetrics {
     splits: RwLock<Vec<Arc<Splits>>>,
     /// Bytes that blocking exchanges wrote to disk.
     pub(crate) exchange_spilled_bytes: AtomicU64,
+    /// What the latency markers measured.
+    pub(crate) latencies: Arc<LatencyHistograms>,
 }
 
 /// One operator over all its subtasks.
@@ -35,6 +38,10 @@ pub struct OperatorSummary {
     pub peak_memory_bytes: u64,
     /// Bytes spilled.
     pub spilled_bytes: u64,
+    /// Rows that came too late and were dropped.
+    pub late_rows: u64,
+    /// Records that could not be read and were skipped.
+    pub bad_records: u64,
 }
 
 /// How far a job has come.
@@ -63,6 +70,7 @@ impl JobMetrics {
             subtasks: RwLock::new(vec![Vec::new(); graph.vertices.len()]),
             splits: RwLock::default(),
             exchange_spilled_bytes: AtomicU64::new(0),
+            latencies: Arc::default(),
         }
     }
 
@@ -91,8 +99,15 @@ impl JobMetrics {
             sum.busy_ns += get(&metrics.busy_ns).saturating_sub(nested);
             sum.peak_memory_bytes += get(&metrics.peak_memory_bytes);
             sum.spilled_bytes += get(&metrics.spilled_bytes);
+            sum.late_rows += get(&metrics.late_rows);
+            sum.bad_records += get(&metrics.bad_records);
         }
         sum
+    }
+
+    /// What the latency markers measured, from source to sink.
+    pub fn latencies(&self) -> &LatencyHistograms {
+        &self.latencies
     }
 
     /// Bytes that blocking exchanges wrote to disk.

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use datafusion::error::DataFusionError;
 
-use crate::data::{Element, EngineError, Result, Watermark, batch_bytes};
+use crate::data::{Element, EngineError, LatencyMarker, Result, Watermark, batch_bytes};
 use crate::exchange::{GateEvent, InputGate};
-use crate::operator::{Collector, Context, Scan, SourceEvent};
+use crate::operator::{Collector, Context, Source, SourceEvent};
 use crate::runtime::chain::Chain;
 use crate::runtime::environment::ScanDiagnosis;
 
@@ -21,9 +22,14 @@ pub(super) enum Head {
 
 /// A source with its context.
 pub(super) struct SourceHead {
-    pub(super) scan: Scan,
+    pub(super) scan: Source,
     pub(super) context: Context,
     pub(super) diagnosis: Option<Arc<dyn ScanDiagnosis>>,
+    /// The source's vertex.
+    pub(super) vertex: usize,
+    /// How often a latency marker is sent.
+    pub(super) latency_interval: Option<Duration>,
+    pub(super) last_marker: Option<Duration>,
 }
 
 /// One parallel instance of a vertex.
@@ -47,9 +53,13 @@ fn run_source(source: &mut SourceHead, chain: &mut Chain) -> Result<()> {
     while !chain.outputs.is_done() && !chain.is_satisfied() {
         match source.next(chain)? {
             SourceEvent::Batch(batch) => chain.batch(0, batch)?,
+            SourceEvent::Watermark(watermark) => chain.watermark(watermark)?,
+            SourceEvent::Idle(idle) => chain.idle(idle)?,
             SourceEvent::Pending => {}
             SourceEvent::End => break,
         }
+        source.mark_latency(chain)?;
+        chain.timers_due()?;
         chain.outputs.flush_due()?;
     }
     if chain.outputs.is_done() {
@@ -63,7 +73,7 @@ fn run_source(source: &mut SourceHead, chain: &mut Chain) -> Result<()> {
 impl SourceHead {
     fn next(&mut self, chain: &Chain) -> Result<SourceEvent> {
         let start = self.context.clock.monotonic();
-        let event = self.scan.next(&mut self.context, chain.outputs.time_to_flush());
+        let event = self.scan.next(&mut self.context, chain.patience());
         let elapsed = self.context.clock.monotonic().saturating_sub(start);
         let metrics = &self.context.metrics;
         metrics
@@ -77,6 +87,22 @@ impl SourceHead {
                 .fetch_add(batch_bytes(batch) as u64, Ordering::Relaxed);
         }
         event.map_err(|error| self.explain(error).in_operator(&self.context.operator))
+    }
+
+    /// Sends a latency marker when one is due.
+    fn mark_latency(&mut self, chain: &mut Chain) -> Result<()> {
+        let Some(interval) = self.latency_interval else {
+            return Ok(());
+        };
+        let now = self.context.clock.monotonic();
+        if self.last_marker.is_some_and(|last| now < last + interval) {
+            return Ok(());
+        }
+        self.last_marker = Some(now);
+        chain.latency(LatencyMarker {
+            vertex: self.vertex,
+            sent_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        })
     }
 
     fn explain(&self, error: EngineError) -> EngineError {
@@ -107,9 +133,11 @@ fn run_gate(gate: &mut InputGate, chain: &mut Chain) -> Result<()> {
         if chain.is_satisfied() {
             break;
         }
-        match gate.next(chain.reads_next(), chain.outputs.time_to_flush())? {
+        match gate.next(chain.reads_next(), chain.patience())? {
             GateEvent::Batch(port, batch) => chain.batch(port, batch)?,
             GateEvent::Watermark(watermark) => chain.watermark(watermark)?,
+            GateEvent::Latency(marker) => chain.latency(marker)?,
+            GateEvent::Idle(idle) => chain.idle(idle)?,
             GateEvent::Barrier(barrier) => chain.outputs.control(&Element::Barrier(barrier))?,
             GateEvent::End(port) => {
                 ended[port] = true;
@@ -117,6 +145,7 @@ fn run_gate(gate: &mut InputGate, chain: &mut Chain) -> Result<()> {
             }
             GateEvent::Pending => {}
         }
+        chain.timers_due()?;
         chain.outputs.flush_due()?;
     }
     gate.close();

@@ -65,12 +65,14 @@ fn process() -> Process {
         batch_size: 64,
         buffer_timeout: BufferTimeout::WhenFull,
         input_credit_bytes: 1 << 20,
+        latency_interval: None,
     };
     Process { io, environment, spill }
 }
 
 fn scan_of(plan: Arc<dyn ExecutionPlan>) -> OperatorSpec {
     OperatorSpec::Scan(ScanSpec {
+        stream: None,
         bounded_by: vec![],
         table: "t".into(),
         plan: PhysicalPlan(plan),

@@ -177,6 +177,7 @@ impl Lowering<'_> {
             mode,
             merge,
             buffer_timeout_ms: None,
+            side_output: None,
         });
     }
 

@@ -119,6 +119,7 @@ impl Lowering<'_> {
         let estimate = Estimate::exactly(rows.len(), &schema);
         let plan = MemorySourceConfig::try_new_as_values(Arc::clone(&schema), rows)?;
         let scan = OperatorSpec::Scan(ScanSpec {
+            stream: None,
             bounded_by: Vec::new(),
             table: "the empty grouping set".into(),
             plan: PhysicalPlan(plan),

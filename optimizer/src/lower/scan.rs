@@ -119,6 +119,7 @@ impl Lowering<'_> {
         let parallelism = if splits <= 1 { 1 } else { self.options.parallelism };
         let schema = plan.schema();
         let scan = OperatorSpec::Scan(ScanSpec {
+            stream: None,
             table,
             read_bytes: self.row_group_bytes(&plan).unwrap_or(0),
             plan: PhysicalPlan(plan),

@@ -227,6 +227,7 @@ async fn run_one(
             (batch.schema(), vec![batch])
         }
         OperatorSpec::Scan(_) | OperatorSpec::HashJoin(_) | OperatorSpec::NestedLoopJoin(_) => unreachable!(),
+        other => unimplemented_operator(other),
     }
 }
 
@@ -345,4 +346,8 @@ fn pick(batches: Batches, columns: Option<&[usize]>) -> Batches {
         Some(columns) => batches.iter().map(|batch| batch.project(columns).unwrap()).collect(),
         None => batches,
     }
+}
+
+fn unimplemented_operator(operator: &OperatorSpec) -> ! {
+    panic!("{} is not of a batch job", operator.name())
 }
