@@ -24,6 +24,7 @@ mod script;
 mod session;
 mod settings;
 mod sql_dialect;
+mod streaming;
 mod suggest;
 
 pub use config::{RuntimeMode, SessionConfig};

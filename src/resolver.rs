@@ -21,7 +21,7 @@ use thalweg_engine::Result;
 use thalweg_engine::operator::SinkJob;
 use thalweg_engine::plan::SinkSpec;
 use thalweg_engine::runtime::ScanDiagnosis;
-use thalweg_optimizer::SinkResolver;
+use thalweg_optimizer::{SinkChangelog, SinkResolver};
 
 /// Writes go to the connector of their table.
 #[derive(Debug)]
@@ -51,6 +51,14 @@ impl SinkResolver for ConnectorResolver {
             Some(connector) => Ok(connector.prepare(sink, &self.job)?.max_parallelism()),
             None => Ok(None),
         }
+    }
+
+    fn changelog(&self, sink: &SinkSpec) -> Result<SinkChangelog> {
+        Ok(if thalweg_connectors::takes_changelog(sink) {
+            SinkChangelog::All
+        } else {
+            SinkChangelog::Insertions
+        })
     }
 }
 

@@ -10,6 +10,7 @@ use thalweg_engine::exchange::CancelToken;
 use thalweg_engine::runtime::{JobHandle, JobMetrics};
 
 use crate::error::{Error, Result};
+use crate::streaming::shown;
 
 /// What a statement did.
 pub enum Outcome {
@@ -104,7 +105,10 @@ impl Iterator for QueryResult {
 
     fn next(&mut self) -> Option<Self::Item> {
         let batch = match &mut self.rows {
-            Rows::Job(job) => job.next()?.map_err(Error::from),
+            Rows::Job(job) => match job.next()? {
+                Ok(batch) => shown(batch, &self.schema),
+                Err(error) => Err(Error::from(error)),
+            },
             Rows::Ready(batches) => Ok(batches.next()?),
         };
         if let Ok(batch) = &batch {

@@ -38,6 +38,7 @@ use crate::result::{Outcome, QueryResult};
 use crate::script::{self, ScriptStatement};
 use crate::settings;
 use crate::sql_dialect::{count_copies, refuse_open_distinct_from, refuse_wrong_answers};
+use crate::streaming::{STREAM_BUFFER_TIMEOUT_MS, result_schema};
 
 /// Threads for I/O; computation runs on the subtasks' own threads.
 const IO_THREADS: usize = 2;
@@ -423,6 +424,7 @@ impl Session {
         let schema: SchemaRef = Arc::new(optimized.schema().as_arrow().clone());
         let resolved = self.resolve_scalar_subqueries(optimized)?;
         let job = self.submit(&resolved)?;
+        let schema = result_schema(job.graph(), &schema);
         Ok(QueryResult::of_job(job, schema))
     }
 
@@ -466,26 +468,48 @@ impl Session {
     }
 
     pub(crate) fn lower(&self, plan: &LogicalPlan) -> Result<JobGraph> {
+        if self.is_streaming(plan)? {
+            return self.lower_streaming(std::slice::from_ref(plan));
+        }
         let state = self.state();
-        let config = self.inner.config.read().clone();
+        let options = self.lowering_options(&self.config());
+        Ok(self.block_on(thalweg_optimizer::lower(plan, &state, &options))?)
+    }
+
+    /// The settings as they are now.
+    pub(crate) fn config(&self) -> SessionConfig {
+        self.inner.config.read().clone()
+    }
+
+    /// What the optimizer must know of the settings.
+    pub(crate) fn lowering_options(&self, config: &SessionConfig) -> LoweringOptions {
         let job = SinkJob {
             job: "plan".into(),
             io: self.inner.io.handle().clone(),
-            runtime: Arc::clone(state.runtime_env()),
+            runtime: Arc::clone(self.state().runtime_env()),
         };
         let mut options = LoweringOptions::new(config.parallelism, Arc::new(ConnectorResolver { job }));
         options.broadcast_threshold_bytes = config.broadcast_threshold_bytes;
         options.blocking_exchanges = config.blocking_exchanges;
         options.runtime_filters = config.runtime_filters;
         options.runtime_filter_min_rows = config.runtime_filter_min_rows;
-        Ok(self.block_on(thalweg_optimizer::lower(plan, &state, &options))?)
+        options
     }
 
     /// Lowers a plan without scalar subqueries and starts it.
     pub(crate) fn submit(&self, plan: &LogicalPlan) -> Result<JobHandle> {
         self.block_on(crate::resolver::check_files(plan, self.state().runtime_env()))?;
-        let mut graph = self.lower(plan)?;
-        let environment = self.environment();
+        let graph = self.lower(plan)?;
+        self.start(graph, self.is_streaming(plan)?)
+    }
+
+    /// Starts a job.
+    pub(crate) fn start(&self, mut graph: JobGraph, streaming: bool) -> Result<JobHandle> {
+        let mut environment = self.environment();
+        if streaming {
+            let timeout = self.config().buffer_timeout_ms.unwrap_or(STREAM_BUFFER_TIMEOUT_MS);
+            environment.buffer_timeout = BufferTimeout::from_ms(timeout);
+        }
         if self.inner.config.read().serialize_job_graphs {
             graph = decode_job_graph(&encode_job_graph(&graph)?, Arc::clone(&environment.task))?;
         }

@@ -16,6 +16,6 @@ mod registry;
 mod sink_table;
 
 pub use options::{Options, parse_bool};
-pub use registry::{create_table, sink_of, sinks};
+pub use registry::{create_table, may_be_unbounded, sink_of, sinks, takes_changelog};
 #[cfg(any(feature = "print", feature = "blackhole"))]
 pub use sink_table::SinkTable;

@@ -87,6 +87,34 @@ pub async fn create_table(
     })
 }
 
+/// Whether a sink takes updates and deletions beside insertions.
+pub fn takes_changelog(sink: &SinkSpec) -> bool {
+    match sink.connector.as_str() {
+        "print" | "blackhole" => true,
+        _ => {
+            let format = sink.options.get("format").map(String::as_str);
+            matches!(format, Some("debezium-json" | "canal-json"))
+        }
+    }
+}
+
+/// Whether a table may have no end; those of files and of rows in memory that are there now have one.
+pub fn may_be_unbounded(table: &dyn TableProvider) -> bool {
+    let any = table as &dyn std::any::Any;
+    if any.is::<datafusion::catalog::MemTable>() {
+        return false;
+    }
+    #[cfg(feature = "filesystem")]
+    if any.is::<datafusion::datasource::listing::ListingTable>() || any.is::<crate::filesystem::FileTable>() {
+        return false;
+    }
+    #[cfg(any(feature = "print", feature = "blackhole"))]
+    if any.is::<crate::SinkTable>() {
+        return false;
+    }
+    true
+}
+
 /// Where `INSERT INTO` this table writes; `None` when it cannot be written through a connector.
 ///
 /// # Errors

@@ -11,6 +11,7 @@
 
 mod estimate;
 mod explain;
+pub mod logical;
 mod lower;
 mod narrow;
 mod properties;
@@ -57,6 +58,34 @@ pub trait SinkResolver: fmt::Debug + Send + Sync {
     /// # Errors
     /// When the sink's options are wrong.
     fn max_writers(&self, sink: &SinkSpec) -> Result<Option<usize>>;
+
+    /// Which rows `sink` takes.
+    ///
+    /// # Errors
+    /// When the sink's options are wrong.
+    fn changelog(&self, sink: &SinkSpec) -> Result<SinkChangelog>;
+}
+
+/// Which rows a sink takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SinkChangelog {
+    /// Insertions only.
+    Insertions,
+    /// Rows of every kind.
+    All,
+}
+
+/// What streaming queries need beyond the plan.
+#[derive(Clone, Debug, Default)]
+pub struct StreamingOptions {
+    /// State that has not changed for so long is forgotten; kept for ever when `None`.
+    pub state_ttl_ms: Option<u64>,
+    /// How often sources hand on a watermark; 0 = with each batch.
+    pub watermark_interval_ms: u64,
+    /// A split that has been silent for so long holds back no watermark.
+    pub idle_timeout_ms: Option<u64>,
+    /// How far a split may be ahead of the slowest.
+    pub max_drift_ms: Option<u64>,
 }
 
 /// What [`lower`] needs to know beyond the plan.
@@ -74,6 +103,8 @@ pub struct LoweringOptions {
     pub runtime_filter_min_rows: usize,
     /// Who resolves the targets of writes.
     pub sink_resolver: Arc<dyn SinkResolver>,
+    /// What only streaming queries look at.
+    pub streaming: StreamingOptions,
 }
 
 impl LoweringOptions {
@@ -92,6 +123,7 @@ impl LoweringOptions {
             runtime_filters: true,
             runtime_filter_min_rows: Self::RUNTIME_FILTER_MIN_ROWS,
             sink_resolver,
+            streaming: StreamingOptions::default(),
         }
     }
 }
@@ -105,4 +137,17 @@ pub async fn lower(plan: &LogicalPlan, session: &SessionState, options: &Lowerin
     let narrowed = narrow::narrow(plan)?;
     let plan = narrowed.as_ref().unwrap_or(plan);
     lower::Lowering::new(session, options).run(plan).await
+}
+
+/// Lowers optimized logical plans to one streaming job: a query, or several INSERTs that share what they have in common.
+/// The last vertex has parallelism 1 and ends in `Collect`; a result that changes has the row kind as its last column.
+///
+/// # Errors
+/// When a plan has no form in which it can run on streams; the error says why.
+pub async fn lower_streaming(
+    plans: &[LogicalPlan],
+    session: &SessionState,
+    options: &LoweringOptions,
+) -> Result<JobGraph> {
+    lower::Lowering::new(session, options).run_streaming(plans).await
 }

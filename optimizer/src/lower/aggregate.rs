@@ -43,7 +43,7 @@ impl Grouping {
         Ok(Self { keys, fields })
     }
 
-    fn partial_schema(&self, aggregates: &Aggregates) -> Result<SchemaRef> {
+    pub(super) fn partial_schema(&self, aggregates: &Aggregates) -> Result<SchemaRef> {
         let mut fields = self.fields.clone();
         for function in &aggregates.functions {
             fields.extend(function.state_fields()?);

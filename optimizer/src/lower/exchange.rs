@@ -37,7 +37,7 @@ impl Lowering<'_> {
     /// Chains `operator`, which emits `schema`, to the stream. The branches of a union meet first.
     pub(super) fn chain(&mut self, mut stream: Stream, operator: OperatorSpec, schema: SchemaRef) -> Stream {
         match stream.tails[..] {
-            [tail] => {
+            [tail] if !self.streaming.closed.contains(&tail) => {
                 let vertex = &mut self.graph.vertices[tail];
                 vertex.chain.push(operator);
                 vertex.output_schema = SchemaSpec(Arc::clone(&schema));

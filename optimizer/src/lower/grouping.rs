@@ -55,6 +55,30 @@ impl Lowering<'_> {
         Ok(self.finish(&grouping, aggregates, partial))
     }
 
+    /// The rows of all grouping sets, their grouping and the functions over them: what is left is an ordinary grouping.
+    pub(super) fn expanded_sets(
+        &mut self,
+        aggregate: &Aggregate,
+        sets: &GroupingSet,
+        input: Stream,
+    ) -> Result<(Grouping, Aggregates, Stream)> {
+        let sets = Sets::new(sets)?;
+        let logical_input = aggregate.input.schema();
+        let kept = kept_columns(&aggregate.aggr_expr, logical_input);
+        let expanded = self.expand(aggregate, &sets, &kept, input)?;
+        let keys = (0..=sets.columns.len())
+            .map(|i| column(kept.len() + i, &expanded.schema))
+            .collect();
+        let grouping = Grouping::new(keys, aggregate.schema.as_arrow(), &expanded.schema)?;
+        let kept_fields = kept.iter().map(|index| {
+            let (qualifier, field) = logical_input.qualified_field(*index);
+            (qualifier.cloned(), Arc::clone(field))
+        });
+        let logical = DFSchema::new_with_metadata(kept_fields.collect(), HashMap::new())?;
+        let aggregates = self.functions(&aggregate.aggr_expr, &logical, &expanded.schema)?;
+        Ok((grouping, aggregates, expanded))
+    }
+
     /// Emits each row once per set: the columns `kept` for the aggregates, the group columns, the set's id.
     fn expand(&mut self, aggregate: &Aggregate, sets: &Sets<'_>, kept: &[usize], mut input: Stream) -> Result<Stream> {
         let groups = self.physical_all(sets.columns.iter().copied(), aggregate.input.schema())?;

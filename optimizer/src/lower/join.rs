@@ -90,7 +90,12 @@ impl Lowering<'_> {
         self.place(oriented, &shipping)
     }
 
-    fn join_keys(&self, join: &Join, left: &SchemaRef, right: &SchemaRef) -> Result<Vec<(Physical, Physical)>> {
+    pub(super) fn join_keys(
+        &self,
+        join: &Join,
+        left: &SchemaRef,
+        right: &SchemaRef,
+    ) -> Result<Vec<(Physical, Physical)>> {
         join.on
             .iter()
             .map(|(l, r)| {
@@ -106,7 +111,13 @@ impl Lowering<'_> {
             .collect()
     }
 
-    fn join_filter(&self, expr: &Expr, join: &Join, left: &SchemaRef, right: &SchemaRef) -> Result<JoinFilterSpec> {
+    pub(super) fn join_filter(
+        &self,
+        expr: &Expr,
+        join: &Join,
+        left: &SchemaRef,
+        right: &SchemaRef,
+    ) -> Result<JoinFilterSpec> {
         let mut columns: Vec<(JoinSide, usize)> = Vec::new();
         for reference in expr.column_refs() {
             let place = side_of(reference, join.left.schema(), join.right.schema()).ok_or_else(|| {

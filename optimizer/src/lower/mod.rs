@@ -12,6 +12,7 @@ mod runtime_filter;
 mod scan;
 mod set_ops;
 mod sort;
+mod stream;
 mod window;
 mod write;
 
@@ -38,6 +39,8 @@ pub(crate) struct Lowering<'s> {
     /// What each scan yields, by its vertex.
     scans: HashMap<VertexId, Estimate>,
     next_runtime_filter: RuntimeFilterId,
+    /// What the lowering of a streaming query remembers.
+    streaming: stream::Streaming,
 }
 
 /// A node on its way through the walk.
@@ -55,6 +58,7 @@ impl<'s> Lowering<'s> {
             planning: PhysicalPlanningContext::default(),
             scans: HashMap::new(),
             next_runtime_filter: 0,
+            streaming: stream::Streaming::default(),
         }
     }
 

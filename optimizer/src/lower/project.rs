@@ -165,7 +165,7 @@ impl Lowering<'_> {
 }
 
 /// The schema that `exprs` over `input` have: the logical names, the physical types and nullability.
-fn output_schema(exprs: &[Physical], logical: &Schema, input: &Schema) -> Result<SchemaRef> {
+pub(super) fn output_schema(exprs: &[Physical], logical: &Schema, input: &Schema) -> Result<SchemaRef> {
     let fields = exprs
         .iter()
         .zip(logical.fields())

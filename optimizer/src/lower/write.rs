@@ -48,7 +48,7 @@ impl Lowering<'_> {
     }
 
     /// Every subtask writes its rows; the counts are summed up.
-    fn write_to(&mut self, sink: SinkSpec, input: Stream) -> Result<Stream> {
+    pub(super) fn write_to(&mut self, sink: SinkSpec, input: Stream) -> Result<Stream> {
         let counts: SchemaRef = Arc::new(Schema::new(vec![Field::new("count", DataType::UInt64, false)]));
         let writers = self.options.sink_resolver.max_writers(&sink)?;
         let mut input = input;

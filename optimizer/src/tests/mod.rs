@@ -22,7 +22,7 @@ use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
 use thalweg_engine::plan::{JobGraph, SchemaSpec, SinkSpec};
 use thalweg_engine::{EngineError, Result};
 
-use crate::{LoweringOptions, SinkResolver, lower, substitute, uncorrelated_scalar_subqueries};
+use crate::{LoweringOptions, SinkChangelog, SinkResolver, lower, substitute, uncorrelated_scalar_subqueries};
 
 /// COPY goes to files; INSERT is ours for the table `ours` only.
 #[derive(Debug)]
@@ -44,6 +44,10 @@ impl SinkResolver for TestSinks {
 
     fn max_writers(&self, _: &SinkSpec) -> Result<Option<usize>> {
         Ok(None)
+    }
+
+    fn changelog(&self, _: &SinkSpec) -> Result<SinkChangelog> {
+        Ok(SinkChangelog::Insertions)
     }
 }
 
