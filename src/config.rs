@@ -42,6 +42,8 @@ pub struct SessionConfig {
     /// State of streaming queries that has not changed for so long, in ms, is forgotten; 0 = kept for ever
     /// (`table.exec.state.ttl`).
     pub state_ttl_ms: u64,
+    /// How many bytes make a batch full for an exchange of a streaming job (`taskmanager.memory.segment-size`).
+    pub segment_bytes: usize,
     /// How often sources send a latency marker, in ms (`metrics.latency.interval`).
     pub latency_interval_ms: Option<u64>,
     /// Build sides up to this size are broadcast (`table.optimizer.join.broadcast-threshold`), in bytes.
@@ -75,6 +77,7 @@ impl Default for SessionConfig {
             idle_timeout_ms: 0,
             max_drift_ms: None,
             state_ttl_ms: 0,
+            segment_bytes: 24 << 10,
             latency_interval_ms: None,
             broadcast_threshold_bytes: LoweringOptions::BROADCAST_THRESHOLD_BYTES,
             blocking_exchanges: false,

@@ -509,6 +509,7 @@ impl Session {
         if streaming {
             let timeout = self.config().buffer_timeout_ms.unwrap_or(STREAM_BUFFER_TIMEOUT_MS);
             environment.buffer_timeout = BufferTimeout::from_ms(timeout);
+            environment.exchange_bytes = Some(self.config().segment_bytes);
         }
         if self.inner.config.read().serialize_job_graphs {
             graph = decode_job_graph(&encode_job_graph(&graph)?, Arc::clone(&environment.task))?;
@@ -536,6 +537,7 @@ impl Session {
             buffer_timeout: BufferTimeout::from_ms(config.buffer_timeout_ms.unwrap_or(-1)),
             input_credit_bytes: INPUT_CREDIT_BYTES,
             latency_interval: config.latency_interval_ms.map(Duration::from_millis),
+            exchange_bytes: None,
         }
     }
 

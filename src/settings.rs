@@ -71,6 +71,14 @@ const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        key: "taskmanager.memory.segment-size",
+        get: |config| config.segment_bytes.to_string(),
+        set: |config, value| {
+            config.segment_bytes = whole(value, 1, 1 << 30)?;
+            Ok(())
+        },
+    },
+    Setting {
         key: "metrics.latency.interval",
         get: |config| {
             config

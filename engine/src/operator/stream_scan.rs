@@ -273,3 +273,6 @@ pub(super) fn highest(expr: &ScalarExpr, batch: &Batch) -> Result<Option<i64>> {
     }
     Ok(arrow::compute::max(values))
 }
+
+#[cfg(test)]
+mod tests;

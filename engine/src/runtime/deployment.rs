@@ -345,7 +345,8 @@ impl Deployment {
         let environment = &shared.environment;
         let gate = |partitioner, senders, timeout| {
             let clock = Arc::clone(&environment.clock);
-            let batch_size = (environment.batch_size, environment.batch_bytes());
+            let bytes = environment.exchange_bytes.unwrap_or(usize::MAX);
+            let batch_size = (environment.batch_size, environment.batch_bytes().min(bytes));
             let memory = shared.memory.pinned("output gate");
             OutputGate::new(partitioner, senders, batch_size, timeout, clock).with_memory(memory)
         };

@@ -46,6 +46,10 @@ pub struct Environment {
     pub buffer_timeout: BufferTimeout,
     /// What may wait in the channels of one input of one subtask together, in bytes.
     pub input_credit_bytes: usize,
+    /// How many bytes make a batch full for an exchange; as [`Environment::batch_bytes`] when `None`. Streaming jobs send
+    /// smaller ones, so that at a moderate rate rows need not wait long for a batch to fill
+    /// (`taskmanager.memory.segment-size`). A batch that is larger when it reaches the exchange is not cut.
+    pub exchange_bytes: Option<usize>,
     /// How often sources send a latency marker (`metrics.latency.interval`); never when `None`.
     pub latency_interval: Option<Duration>,
 }

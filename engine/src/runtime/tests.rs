@@ -66,6 +66,7 @@ fn process() -> Process {
         buffer_timeout: BufferTimeout::WhenFull,
         input_credit_bytes: 1 << 20,
         latency_interval: None,
+        exchange_bytes: None,
     };
     Process { io, environment, spill }
 }
