@@ -142,6 +142,16 @@ fn describe(operator: &OperatorSpec) -> String {
         OperatorSpec::Merge(merge) => format!("{name} {}{}", debug_list(&merge.keys), fetched(merge.fetch)),
         OperatorSpec::Limit(limit) => format!("{name} skip={}{}", limit.skip, fetched(limit.fetch)),
         OperatorSpec::Window(window) => window.label.clone(),
+        OperatorSpec::WindowAssign(assign) => {
+            let schema = &assign.schema.0;
+            format!("{name} {} of {}", assign.window, schema.field(assign.time).name())
+        }
+        OperatorSpec::SessionAssign(assign) => format!(
+            "{name} gap={} ms of {} by=[{}]",
+            assign.gap_ms,
+            assign.schema.0.field(assign.time).name(),
+            list(&assign.partition_by)
+        ),
         OperatorSpec::Wrapped(wrapped) => format!("{name} {}", wrapped.label),
         OperatorSpec::Collect(_) => name.to_string(),
         OperatorSpec::Sink(sink) => format!("{name} {} {:?}", sink.connector, sink.options),

@@ -18,9 +18,11 @@ mod nested_loop_join;
 mod project;
 mod runtime_filter;
 mod scan;
+mod session_assign;
 mod sink;
 mod sort;
 mod window;
+mod window_assign;
 mod wrapped;
 
 use crate::data::{Batch, EngineError, Result, Watermark};

@@ -5,6 +5,7 @@ mod codec;
 mod expression;
 mod job_graph;
 mod specs;
+mod stream_specs;
 
 pub(crate) use codec::InputPlaceholder;
 pub use codec::{decode_job_graph, encode_job_graph};
@@ -15,3 +16,4 @@ pub use specs::{
     LimitSpec, MergeSpec, NestedLoopJoinSpec, OperatorSpec, ProjectSpec, RuntimeCheckSpec, RuntimeFilterId,
     RuntimeFilterSpec, ScanSpec, SinkSpec, SortSpec, WindowSpec, WrappedSpec, input_placeholder,
 };
+pub use stream_specs::{SessionAssignSpec, WindowAssignSpec, WindowKind};

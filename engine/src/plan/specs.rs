@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::codec::InputPlaceholder;
 use crate::plan::expression::{join_side_text, join_type_text};
-use crate::plan::{Aggregates, PhysicalPlan, ScalarExpr, SchemaSpec, SortKey};
+use crate::plan::{Aggregates, PhysicalPlan, ScalarExpr, SchemaSpec, SessionAssignSpec, SortKey, WindowAssignSpec};
 
 /// One operator of a vertex's chain.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,6 +39,10 @@ pub enum OperatorSpec {
     Limit(LimitSpec),
     /// OVER windows that look at whole partitions.
     Window(WindowSpec),
+    /// Appends the windows that a row is in.
+    WindowAssign(WindowAssignSpec),
+    /// Appends the session that a row is in.
+    SessionAssign(SessionAssignSpec),
     /// A DataFusion operator of the long tail (unnest, OVER windows that pass over the rows, inserts into foreign tables).
     Wrapped(WrappedSpec),
     /// Hands the result to the client.
@@ -85,6 +89,8 @@ impl OperatorSpec {
             OperatorSpec::Merge(_) => "Merge",
             OperatorSpec::Limit(_) => "Limit",
             OperatorSpec::Window(_) => "Window",
+            OperatorSpec::WindowAssign(_) => "WindowAssign",
+            OperatorSpec::SessionAssign(_) => "SessionAssign",
             OperatorSpec::Wrapped(_) => "Wrapped",
             OperatorSpec::Collect(_) => "Collect",
             OperatorSpec::Sink(_) => "Sink",
