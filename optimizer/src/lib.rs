@@ -11,6 +11,7 @@
 
 mod estimate;
 mod explain;
+pub mod logical;
 mod lower;
 mod narrow;
 mod properties;
