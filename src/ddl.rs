@@ -35,13 +35,8 @@ impl Session {
         let (schema, query) = self.columns_and_query(create)?;
         let partitions = partition_columns(create, &schema)?;
         let name = table_reference(create)?;
-        if self.table_exists(&name)? {
-            if create.if_not_exists {
-                return Ok(Some(Outcome::Done(format!("table {name} already exists"))));
-            }
-            if !create.or_replace {
-                return Err(table_exists(&name));
-            }
+        if let Some(exists) = self.existing(create, &name)? {
+            return Ok(Some(exists));
         }
         let state = self.state();
         let declared: SchemaRef = match &query {
@@ -73,7 +68,7 @@ impl Session {
     }
 
     /// The declared columns and the planned query of `CREATE TABLE .. AS`, by planning the statement without its options.
-    fn columns_and_query(&self, create: &CreateTable) -> Result<(Schema, Option<LogicalPlan>)> {
+    pub(crate) fn columns_and_query(&self, create: &CreateTable) -> Result<(Schema, Option<LogicalPlan>)> {
         if create.columns.is_empty() && create.query.is_none() {
             return Ok((Schema::empty(), None));
         }
@@ -155,11 +150,22 @@ impl Session {
         Ok(Outcome::Done(format!("table {name} created")))
     }
 
+    /// What is to be said instead of creating the table, when there is one of its name.
+    pub(crate) fn existing(&self, create: &CreateTable, name: &TableReference) -> Result<Option<Outcome>> {
+        if !self.table_exists(name)? || create.or_replace {
+            return Ok(None);
+        }
+        if create.if_not_exists {
+            return Ok(Some(Outcome::Done(format!("table {name} already exists"))));
+        }
+        Err(table_exists(name))
+    }
+
     fn table_exists(&self, name: &TableReference) -> Result<bool> {
         Ok(self.context().table_exist(name.clone())?)
     }
 
-    fn replace_table(&self, name: &TableReference, table: Option<Arc<dyn TableProvider>>) -> Result<()> {
+    pub(crate) fn replace_table(&self, name: &TableReference, table: Option<Arc<dyn TableProvider>>) -> Result<()> {
         self.context().deregister_table(name.clone())?;
         if let Some(table) = table {
             self.context().register_table(name.clone(), table)?;
@@ -173,11 +179,11 @@ fn table_exists(name: &TableReference) -> Error {
         .with_remedy("DROP it first, or use CREATE OR REPLACE TABLE or CREATE TABLE IF NOT EXISTS")
 }
 
-fn table_reference(create: &CreateTable) -> Result<TableReference> {
+pub(crate) fn table_reference(create: &CreateTable) -> Result<TableReference> {
     Ok(TableReference::parse_str(&create.name.to_string()))
 }
 
-fn options_of(options: &[SqlOption]) -> Result<BTreeMap<String, String>> {
+pub(crate) fn options_of(options: &[SqlOption]) -> Result<BTreeMap<String, String>> {
     options
         .iter()
         .map(|option| match option {
@@ -198,7 +204,7 @@ fn options_of(options: &[SqlOption]) -> Result<BTreeMap<String, String>> {
         .collect()
 }
 
-fn partition_columns(create: &CreateTable, schema: &Schema) -> Result<Vec<String>> {
+pub(crate) fn partition_columns(create: &CreateTable, schema: &Schema) -> Result<Vec<String>> {
     let names: Vec<String> = match &create.hive_distribution {
         HiveDistributionStyle::PARTITIONED { columns } => {
             columns.iter().map(|column| column.name.value.clone()).collect()

@@ -18,12 +18,18 @@ mod error;
 mod explain;
 mod local_store;
 mod memory_table;
+mod proctime;
+mod relations;
 mod resolver;
 mod result;
 mod script;
 mod session;
 mod settings;
 mod sql_dialect;
+mod statement;
+mod stream_ddl;
+mod stream_dialect;
+mod stream_table;
 mod streaming;
 mod suggest;
 
@@ -32,5 +38,6 @@ pub use error::{Error, ErrorKind, Result};
 pub use result::{Canceller, Outcome, Progress, ProgressHandle, QueryResult};
 pub use script::ScriptStatement;
 pub use session::Session;
+pub use stream_table::{StreamTable, TableDefinition};
 
 pub use thalweg_engine as engine;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind};
+use crate::stream_table::physical_of;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::TableProvider;
 use datafusion::common::TableReference;
@@ -40,7 +41,7 @@ impl SinkResolver for ConnectorResolver {
         provider: &Arc<dyn TableProvider>,
         _input_schema: &SchemaRef,
     ) -> Result<Option<SinkSpec>> {
-        thalweg_connectors::sink_of(provider.as_ref())
+        thalweg_connectors::sink_of(physical_of(provider).as_ref())
     }
 
     fn max_writers(&self, sink: &SinkSpec) -> Result<Option<usize>> {
@@ -84,7 +85,7 @@ pub(crate) async fn check_files(plan: &LogicalPlan, runtime: &RuntimeEnv) -> cra
         if let LogicalPlan::TableScan(scan) = node
             && let Ok(provider) = source_as_provider(&scan.source)
         {
-            let any = provider.as_ref() as &dyn std::any::Any;
+            let any = physical_of(&provider).as_ref() as &dyn std::any::Any;
             let listing = any
                 .downcast_ref::<FileTable>()
                 .map(FileTable::listing)

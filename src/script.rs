@@ -4,6 +4,7 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 use crate::error::{Error, Result};
+use crate::statement::StatementEnds;
 
 /// One statement of a script.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,15 +15,16 @@ pub struct ScriptStatement {
     pub line: usize,
 }
 
-/// Splits a script at the semicolons that are not inside quotes or comments.
+/// Splits a script at the semicolons that are not inside quotes, comments or a statement set.
 pub(crate) fn split(text: &str) -> Result<Vec<ScriptStatement>> {
     let lines: Vec<&str> = text.split('\n').collect();
     let mut statements = Vec::new();
     let mut current: Vec<TokenWithSpan> = Vec::new();
+    let mut ends = StatementEnds::new();
     for token in tokenize(text)? {
         match token.token {
-            Token::SemiColon => statements.extend(cut(&lines, &std::mem::take(&mut current))),
             Token::Whitespace(_) | Token::EOF => {}
+            _ if ends.push(&token.token) => statements.extend(cut(&lines, &std::mem::take(&mut current))),
             _ => current.push(token),
         }
     }
@@ -30,14 +32,14 @@ pub(crate) fn split(text: &str) -> Result<Vec<ScriptStatement>> {
     Ok(statements)
 }
 
-/// Whether what was typed so far ends with a semicolon outside quotes and comments.
+/// Whether what was typed so far ends with a semicolon that ends a statement.
 pub(crate) fn is_complete(text: &str) -> bool {
     let Ok(tokens) = tokenize(text) else { return false };
-    let last = tokens
-        .iter()
-        .rev()
-        .find(|token| !matches!(token.token, Token::Whitespace(_) | Token::EOF));
-    last.is_some_and(|token| token.token == Token::SemiColon)
+    let mut ends = StatementEnds::new();
+    let counting = tokens.iter().map(|token| &token.token);
+    counting
+        .filter(|token| !matches!(token, Token::Whitespace(_) | Token::EOF))
+        .fold(false, |_, token| ends.push(token))
 }
 
 pub(crate) fn tokenize(text: &str) -> Result<Vec<TokenWithSpan>> {
@@ -91,6 +93,18 @@ mod tests {
                 ("SELECT 'ü;' , 3".to_string(), 7),
             ]
         );
+    }
+
+    #[test]
+    fn a_statement_set_is_one_statement() {
+        let set = "EXECUTE STATEMENT SET BEGIN\nINSERT INTO a SELECT CASE WHEN x THEN 1 END FROM t;\nINSERT INTO b SELECT 1;\nEND";
+        let script = format!("SELECT 1;\n{set};\nSELECT 2");
+        let expected = [("SELECT 1", 1), (set, 2), ("SELECT 2", 6)].map(|(sql, line)| (sql.to_string(), line));
+        assert_eq!(texts(&script), expected);
+        assert!(!is_complete("EXECUTE STATEMENT SET BEGIN INSERT INTO a SELECT 1;"));
+        assert!(is_complete("EXECUTE STATEMENT SET BEGIN INSERT INTO a SELECT 1; END;"));
+        // A prepared statement is executed in another way.
+        assert_eq!(texts("EXECUTE p(1); EXECUTE statement; SELECT 1").len(), 3);
     }
 
     #[test]

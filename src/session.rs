@@ -17,8 +17,7 @@ use datafusion::execution::context::{SessionConfig as DataFusionConfig, SessionC
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as LogicalStatement};
-use datafusion::sql::parser::{DFParserBuilder, Statement as DFStatement};
-use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::parser::Statement as DFStatement;
 use object_store::ObjectStore;
 use parking_lot::RwLock;
 use thalweg_engine::exchange::BufferTimeout;
@@ -28,16 +27,21 @@ use thalweg_engine::runtime::{BudgetPool, Environment, JobHandle, submit};
 use thalweg_engine::time::SystemClock;
 use thalweg_memory::{MemoryManager, SegmentPool, SpillDirectory, sweep};
 use thalweg_optimizer::LoweringOptions;
+use thalweg_optimizer::logical::{bind_temporal_joins, without_watermarks};
 use url::Url;
 
 use crate::config::SessionConfig;
 use crate::error::{Error, Result};
 use crate::local_store::PooledLocalFileSystem;
+use crate::proctime::proctime;
+use crate::relations::StreamRelations;
 use crate::resolver::{ConnectorResolver, ScanDoctor};
 use crate::result::{Outcome, QueryResult};
 use crate::script::{self, ScriptStatement};
 use crate::settings;
 use crate::sql_dialect::{count_copies, refuse_open_distinct_from, refuse_wrong_answers};
+use crate::statement::{self, Statement};
+use crate::stream_ddl::insert_into_physical;
 use crate::streaming::{STREAM_BUFFER_TIMEOUT_MS, result_schema};
 
 /// Threads for I/O; computation runs on the subtasks' own threads.
@@ -49,8 +53,6 @@ const INPUT_CREDIT_BYTES: usize = 8 << 20;
 /// The buffers of readers that are kept for the next read: at most this part of the budget, and so many bytes.
 const IDLE_SEGMENTS_IN_BUDGET: usize = 16;
 const IDLE_SEGMENT_BYTES_MAX: usize = 128 << 20;
-/// How deeply a statement may be nested.
-const PARSER_RECURSION_LIMIT: usize = 256;
 
 struct Inner {
     context: SessionContext,
@@ -115,8 +117,11 @@ impl Session {
             .with_config(options)
             .with_runtime_env(runtime)
             .with_default_features()
+            .with_relation_planners(vec![Arc::new(StreamRelations)])
             .build();
+        let clock = Arc::new(SystemClock::new());
         let context = SessionContext::new_with_state(state).enable_url_table();
+        context.register_udf(proctime(Arc::clone(&clock) as _));
         let pool = SegmentPool::new((config.memory_bytes / IDLE_SEGMENTS_IN_BUDGET).min(IDLE_SEGMENT_BYTES_MAX));
         if let Ok(root) = Url::parse("file://") {
             context.register_object_store(&root, Arc::new(PooledLocalFileSystem::new(pool)));
@@ -126,7 +131,7 @@ impl Session {
                 context,
                 config: RwLock::new(config),
                 memory,
-                clock: Arc::new(SystemClock::new()),
+                clock,
                 _foreign_spill: foreign_spill,
                 io,
             }),
@@ -169,7 +174,11 @@ impl Session {
     /// What is wrong with the statement.
     pub fn explain(&self, sql: &str) -> Result<String> {
         let explain = || {
-            let plan = self.plan(self.parse(sql)?)?;
+            let Statement::Plain(statement) = statement::parse(sql)? else {
+                return Err(Error::unsupported("only one query or INSERT can be explained")
+                    .with_remedy("explain the statements of a set one by one"));
+            };
+            let plan = self.plan(*statement)?;
             let plan = match plan {
                 LogicalPlan::Explain(explain) => Arc::unwrap_or_clone(explain.plan),
                 LogicalPlan::Analyze(analyze) => Arc::unwrap_or_clone(analyze.input),
@@ -271,7 +280,13 @@ impl Session {
         if let Some(command) = settings::parse(sql)? {
             return self.execute_setting(command);
         }
-        let statement = self.parse(sql)?;
+        let statement = match statement::parse(sql)? {
+            Statement::Plain(statement) => *statement,
+            Statement::CreateTable { statement, clauses } => {
+                return self.create_stream_table(&statement, &clauses, sql);
+            }
+            Statement::StatementSet(inserts) => return self.execute_set(inserts),
+        };
         if let Some(outcome) = self.create_connector_table(&statement)? {
             return Ok(outcome);
         }
@@ -377,27 +392,30 @@ impl Session {
         Ok(())
     }
 
-    fn parse(&self, sql: &str) -> Result<DFStatement> {
-        let mut statements = DFParserBuilder::new(sql)
-            .with_dialect(&GenericDialect {})
-            .with_recursion_limit(PARSER_RECURSION_LIMIT)
-            .build()?
-            .parse_statements()?;
-        match (statements.pop_front(), statements.is_empty()) {
-            (Some(statement), true) => Ok(statement),
-            (None, _) => Err(Error::statement("there is no statement")),
-            (Some(_), false) => Err(Error::statement("there is more than one statement")
-                .with_remedy("execute them one by one; Session::split cuts a script")),
+    /// Runs inserts one after the other; none before all are planned. One row for each, with the count of its rows.
+    fn execute_set(&self, inserts: Vec<DFStatement>) -> Result<Outcome> {
+        let plans = inserts.into_iter().map(|insert| self.plan(insert));
+        let plans = plans.collect::<Result<Vec<_>>>()?;
+        let mut schema = None;
+        let mut counts = Vec::new();
+        for plan in plans {
+            let rows = self.run(plan)?;
+            schema.get_or_insert_with(|| rows.schema());
+            counts.extend(rows.collect::<Result<Vec<RecordBatch>>>()?);
         }
+        let schema = schema.unwrap_or_else(|| Arc::new(arrow::datatypes::Schema::empty()));
+        Ok(Outcome::Rows(QueryResult::ready(schema, counts)))
     }
 
-    fn plan(&self, statement: DFStatement) -> Result<LogicalPlan> {
+    fn plan(&self, mut statement: DFStatement) -> Result<LogicalPlan> {
         let state = self.state();
+        self.name_inserted_columns(&mut statement)?;
         if let DFStatement::Statement(statement) = &statement {
             refuse_open_distinct_from(statement)?;
         }
         let tables = state.resolve_table_references(&statement).unwrap_or_default();
         let plan = self.block_on(state.statement_to_plan(statement)).and_then(count_copies);
+        let plan = plan.and_then(bind_temporal_joins);
         let plan = plan.map_err(|error| {
             // A file in FROM is opened while the statement is planned.
             let file = tables
@@ -411,11 +429,13 @@ impl Session {
             }
         })?;
         refuse_wrong_answers(&plan)?;
-        Ok(plan)
+        insert_into_physical(plan)
     }
 
     pub(crate) fn optimize(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
-        Ok(self.state().optimize(plan)?)
+        // In batch mode all rows are there: filters may pass where watermarks would be taken.
+        let plan = without_watermarks(plan.clone())?;
+        Ok(self.state().optimize(&plan)?)
     }
 
     /// Optimizes and starts a query.

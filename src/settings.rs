@@ -194,7 +194,7 @@ fn whole(value: &str, least: usize, most: usize) -> std::result::Result<usize, S
 }
 
 /// `-1`, `0`, `100`, `100ms`, `100 ms`, `1 s`.
-fn milliseconds(value: &str) -> std::result::Result<i64, String> {
+pub(crate) fn milliseconds(value: &str) -> std::result::Result<i64, String> {
     let text = value.trim();
     let digits = text.trim_end_matches(|c: char| c.is_alphabetic()).trim();
     let unit = text[digits.len()..].trim();

@@ -126,6 +126,12 @@ impl Estimate {
         self
     }
 
+    /// After each row became `times` rows.
+    pub(crate) fn repeat(mut self, times: f64) -> Self {
+        self.rows = self.rows.map(|rows| rows * times);
+        self
+    }
+
     fn scale(&mut self, share: f64) {
         self.rows = self.rows.map(|rows| (rows * share).max(1.0));
         if let Some(rows) = self.rows {

@@ -4,6 +4,7 @@ mod stream;
 
 use std::fmt::{Debug, Display, Write};
 
+use thalweg_engine::plan::WindowTime;
 use thalweg_engine::plan::{
     Aggregates, Edge, ExchangeMode, HashJoinSpec, JobGraph, JoinFilterSpec, MergeMode, NestedLoopJoinSpec,
     OperatorSpec, Partitioning, VertexId,
@@ -144,6 +145,19 @@ fn describe(operator: &OperatorSpec) -> String {
         OperatorSpec::Merge(merge) => format!("{name} {}{}", debug_list(&merge.keys), fetched(merge.fetch)),
         OperatorSpec::Limit(limit) => format!("{name} skip={}{}", limit.skip, fetched(limit.fetch)),
         OperatorSpec::Window(window) => window.label.clone(),
+        OperatorSpec::WindowAssign(assign) => {
+            let time = match assign.time {
+                WindowTime::Event(column) => assign.schema.0.field(column).name(),
+                WindowTime::Processing => "processing time",
+            };
+            format!("{name} {} of {time}", assign.window)
+        }
+        OperatorSpec::SessionAssign(assign) => format!(
+            "{name} gap={} ms of {} by=[{}]",
+            assign.gap_ms,
+            assign.schema.0.field(assign.time).name(),
+            list(&assign.partition_by)
+        ),
         OperatorSpec::Wrapped(wrapped) => format!("{name} {}", wrapped.label),
         OperatorSpec::Collect(_) => name.to_string(),
         OperatorSpec::Sink(sink) => format!("{name} {} {:?}", sink.connector, sink.options),

@@ -15,9 +15,11 @@ use crate::operator::nested_loop_join::NestedLoopJoin;
 use crate::operator::project::Project;
 use crate::operator::runtime_filter::RuntimeFilter;
 use crate::operator::scan::{Scan, Source, Splits};
+use crate::operator::session_assign::SessionAssign;
 use crate::operator::sort::{SharedRuns, Sort};
 use crate::operator::stream_scan::StreamScan;
 use crate::operator::window::Window;
+use crate::operator::window_assign::WindowAssign;
 use crate::operator::wrapped::Wrapped;
 use crate::plan::{OperatorSpec, SortSpec};
 
@@ -38,10 +40,11 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
         OperatorSpec::Merge(spec) => Box::new(Merge::new(spec.clone(), inputs)),
         OperatorSpec::Limit(spec) => Box::new(Limit::new(*spec)),
         OperatorSpec::Window(spec) => Box::new(Window::new(spec.clone())?),
+        OperatorSpec::WindowAssign(spec) => Box::new(WindowAssign::new(spec.clone())?),
+        OperatorSpec::SessionAssign(spec) => Box::new(SessionAssign::new(spec.clone())),
         OperatorSpec::Wrapped(spec) => Box::new(Wrapped::new(spec.clone())?),
         OperatorSpec::AssignWatermark(spec) => Box::new(AssignWatermark::new(spec.clone())),
-        OperatorSpec::WindowAssign(_)
-        | OperatorSpec::WindowAggregate(_)
+        OperatorSpec::WindowAggregate(_)
         | OperatorSpec::GroupAggregate(_)
         | OperatorSpec::StreamJoin(_)
         | OperatorSpec::IntervalJoin(_)

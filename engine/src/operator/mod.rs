@@ -19,10 +19,12 @@ mod nested_loop_join;
 mod project;
 mod runtime_filter;
 mod scan;
+mod session_assign;
 mod sink;
 mod sort;
 mod stream_scan;
 mod window;
+mod window_assign;
 mod wrapped;
 
 use std::sync::Arc;

@@ -18,7 +18,7 @@ pub use specs::{
 };
 pub use stream_specs::{
     AssignWatermarkSpec, CustomSpec, EmitSpec, GroupAggregateSpec, IntervalJoinSpec, JoinInputSpec, NormalizeSpec,
-    Opaque, OverFrame, OverSpec, RankSpec, StreamJoinSpec, StreamScanSpec, StreamSortSpec, TemporalJoinSpec,
-    TemporalTime, WatermarkSpec, WindowAggregateSpec, WindowAssignSpec, WindowJoinSpec, WindowKind, WindowProperty,
-    WindowSource, WindowTime,
+    Opaque, OverFrame, OverSpec, RankSpec, SessionAssignSpec, StreamJoinSpec, StreamScanSpec, StreamSortSpec,
+    TemporalJoinSpec, TemporalTime, WatermarkSpec, WindowAggregateSpec, WindowAssignSpec, WindowJoinSpec, WindowKind,
+    WindowProperty, WindowSource, WindowTime,
 };

@@ -12,8 +12,8 @@ use crate::plan::codec::InputPlaceholder;
 use crate::plan::expression::{join_side_text, join_type_text};
 use crate::plan::{
     Aggregates, AssignWatermarkSpec, CustomSpec, GroupAggregateSpec, IntervalJoinSpec, NormalizeSpec, OverSpec,
-    PhysicalPlan, RankSpec, ScalarExpr, SchemaSpec, SortKey, StreamJoinSpec, StreamScanSpec, StreamSortSpec,
-    TemporalJoinSpec, WindowAggregateSpec, WindowAssignSpec, WindowJoinSpec,
+    PhysicalPlan, RankSpec, ScalarExpr, SchemaSpec, SessionAssignSpec, SortKey, StreamJoinSpec, StreamScanSpec,
+    StreamSortSpec, TemporalJoinSpec, WindowAggregateSpec, WindowAssignSpec, WindowJoinSpec,
 };
 
 /// One operator of a vertex's chain.
@@ -43,6 +43,8 @@ pub enum OperatorSpec {
     Limit(LimitSpec),
     /// OVER windows that look at whole partitions.
     Window(WindowSpec),
+    /// Appends the session that a row is in.
+    SessionAssign(SessionAssignSpec),
     /// A DataFusion operator of the long tail (unnest, OVER windows that pass over the rows, inserts into foreign tables).
     Wrapped(WrappedSpec),
     /// Appends the windows of each row.
@@ -115,6 +117,7 @@ impl OperatorSpec {
             OperatorSpec::Merge(_) => "Merge",
             OperatorSpec::Limit(_) => "Limit",
             OperatorSpec::Window(_) => "Window",
+            OperatorSpec::SessionAssign(_) => "SessionAssign",
             OperatorSpec::Wrapped(_) => "Wrapped",
             OperatorSpec::WindowAssign(_) => "WindowAssign",
             OperatorSpec::AssignWatermark(_) => "AssignWatermark",

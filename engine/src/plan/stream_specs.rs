@@ -169,6 +169,19 @@ pub struct WindowAssignSpec {
     pub schema: SchemaSpec,
 }
 
+/// Appends the session that a row is in, over input that is sorted by `partition_by`, then by time: for bounded input.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SessionAssignSpec {
+    /// Each key has sessions of its own.
+    pub partition_by: Vec<ScalarExpr>,
+    /// The input's column with the time: a timestamp of any unit.
+    pub time: usize,
+    /// See [`WindowKind::Session`].
+    pub gap_ms: i64,
+    /// The output's schema: the input's columns and the three.
+    pub schema: SchemaSpec,
+}
+
 /// How the rows of a window aggregation come to their windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WindowSource {

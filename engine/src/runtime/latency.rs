@@ -85,7 +85,8 @@ fn upper_bound(bucket: usize) -> u64 {
     }
     let shift = bucket / STEPS - 1;
     let step = (STEPS + bucket % STEPS) as u64;
-    ((step + 1) << shift) - 1
+    // The last bucket ends where the numbers do.
+    (step + 1).checked_mul(1 << shift).map_or(u64::MAX, |end| end - 1)
 }
 
 /// The latencies from each source vertex to each sink vertex.

@@ -3,7 +3,7 @@
 use arrow::datatypes::Schema;
 use thalweg_engine::data::is_changelog;
 use thalweg_engine::plan::{
-    JoinFilterSpec, JoinInputSpec, OperatorSpec, OverFrame, TemporalTime, WindowKind, WindowSource, WindowTime,
+    JoinFilterSpec, JoinInputSpec, OperatorSpec, OverFrame, TemporalTime, WindowSource, WindowTime,
 };
 
 use super::{condition, debug_list, functions, list};
@@ -12,7 +12,6 @@ use super::{condition, debug_list, functions, list};
 pub(super) fn describe(operator: &OperatorSpec) -> Option<String> {
     let name = operator.name();
     Some(match operator {
-        OperatorSpec::WindowAssign(spec) => format!("{name} {} by {}", window(&spec.window), time(spec.time)),
         OperatorSpec::AssignWatermark(spec) => format!("{name} {}", spec.watermark.expr),
         OperatorSpec::WindowAggregate(spec) => format!(
             "{name} {} by=[{}] {}{}",
@@ -95,18 +94,9 @@ pub(super) fn describe(operator: &OperatorSpec) -> Option<String> {
     })
 }
 
-fn window(kind: &WindowKind) -> String {
-    match kind {
-        WindowKind::Tumble { size_ms, .. } => format!("TUMBLE({size_ms} ms)"),
-        WindowKind::Hop { size_ms, slide_ms, .. } => format!("HOP({slide_ms} ms, {size_ms} ms)"),
-        WindowKind::Cumulate { max_ms, step_ms, .. } => format!("CUMULATE({step_ms} ms, {max_ms} ms)"),
-        WindowKind::Session { gap_ms } => format!("SESSION({gap_ms} ms)"),
-    }
-}
-
 fn source(source: &WindowSource) -> String {
     match source {
-        WindowSource::Assign { window: kind, time: by } => format!("{} by {}", window(kind), time(*by)),
+        WindowSource::Assign { window: kind, time: by } => format!("{kind} by {}", time(*by)),
         WindowSource::Attached { end, .. } => format!("window ends at #{end}"),
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use datafusion::common::Column;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::datasource::{MemTable, provider_as_source};
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::{Expr, JoinType, LogicalPlan, LogicalPlanBuilder, col, lit};
@@ -152,7 +153,7 @@ fn temporal_joins_keep_both_times_whatever_is_selected() {
             if let LogicalPlan::Join(join) = node {
                 found = join.filter.as_ref().and_then(split_temporal);
             }
-            Ok(datafusion::common::tree_node::TreeNodeRecursion::Continue)
+            Ok(TreeNodeRecursion::Continue)
         })
         .unwrap();
     assert_eq!(found, Some((col("l.ts"), None)), "{text}");

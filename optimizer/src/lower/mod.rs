@@ -14,6 +14,7 @@ mod set_ops;
 mod sort;
 mod stream;
 mod window;
+mod window_tvf;
 mod write;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ use thalweg_engine::{EngineError, Result};
 
 use crate::LoweringOptions;
 use crate::estimate::Estimate;
+use crate::logical::is_streaming_node;
 use crate::properties::{Physical, Stream};
 
 /// One lowering under way.
@@ -121,6 +123,7 @@ impl<'s> Lowering<'s> {
             LogicalPlan::Union(union) => self.union(union, inputs),
             LogicalPlan::Repartition(repartition) => self.repartition(repartition, one(inputs)?),
             LogicalPlan::Copy(copy) => self.copy_to(copy, one(inputs)?),
+            LogicalPlan::Extension(extension) => self.streaming_node(extension, inputs),
             LogicalPlan::Dml(dml) => self.dml(dml, one(inputs)?).await,
             other => Err(not_a_query(other)),
         }
@@ -164,6 +167,9 @@ impl<'s> Lowering<'s> {
 
 /// Nodes whose inputs are planned as part of the node itself.
 pub(crate) fn is_leaf(node: &LogicalPlan) -> bool {
+    if let LogicalPlan::Extension(extension) = node {
+        return !is_streaming_node(extension.node.as_ref());
+    }
     matches!(
         node,
         LogicalPlan::RecursiveQuery(_)
@@ -171,7 +177,6 @@ pub(crate) fn is_leaf(node: &LogicalPlan) -> bool {
             | LogicalPlan::Analyze(_)
             | LogicalPlan::Ddl(_)
             | LogicalPlan::Statement(_)
-            | LogicalPlan::Extension(_)
             | LogicalPlan::Subquery(_)
     )
 }
@@ -191,10 +196,6 @@ fn not_a_query(node: &LogicalPlan) -> EngineError {
         LogicalPlan::Subquery(subquery) => format!(
             "the correlated subquery '{}' could not be turned into a join; rewrite it as a join",
             subquery.subquery.display()
-        ),
-        LogicalPlan::Extension(extension) => format!(
-            "the plan node '{}' comes from an extension and has no operator here; remove the extension that adds it",
-            extension.node.name()
         ),
         LogicalPlan::Explain(_) | LogicalPlan::Analyze(_) => {
             "EXPLAIN is answered by the session; lower the plan inside it".to_string()

@@ -45,7 +45,7 @@ impl Lowering<'_> {
     }
 
     /// Rows of one partition in one subtask, in order; does only what is missing.
-    fn bring_together(&mut self, input: Stream, partition: &[Physical], keys: Vec<SortKey>) -> Stream {
+    pub(super) fn bring_together(&mut self, input: Stream, partition: &[Physical], keys: Vec<SortKey>) -> Stream {
         if partition.is_empty() {
             return if keys.is_empty() {
                 input
@@ -67,7 +67,13 @@ impl Lowering<'_> {
         sorted
     }
 
-    fn gather_if(&mut self, to_one: bool, stream: Stream, operator: OperatorSpec, schema: SchemaRef) -> Stream {
+    pub(super) fn gather_if(
+        &mut self,
+        to_one: bool,
+        stream: Stream,
+        operator: OperatorSpec,
+        schema: SchemaRef,
+    ) -> Stream {
         if to_one {
             self.gather(stream, operator, schema)
         } else {

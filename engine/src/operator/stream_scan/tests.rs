@@ -150,7 +150,7 @@ fn the_watermark_is_the_minimum_over_the_splits_and_the_slowest_is_read_first() 
             "w100",
             "[200]",
             "w200",
-            "end",
+            "pending",
             "end"
         ]
     );
@@ -170,7 +170,11 @@ fn a_split_that_waits_holds_the_watermark_back_until_it_is_idle() {
     assert_eq!(stage.next(), "idle true");
     stage.go_on(1);
     assert_eq!(stage.several(2), ["[7]", "idle false"]);
-    assert_eq!(stage.several(3), ["w7", "idle true", "pending"], "the second split has ended, the first is silent");
+    assert_eq!(
+        stage.several(3),
+        ["w7", "idle true", "pending"],
+        "the second split has ended, the first is silent"
+    );
 }
 
 #[test]

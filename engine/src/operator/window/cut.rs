@@ -11,23 +11,23 @@ use crate::data::{Batch, Result};
 use crate::operator::array_bytes::compact;
 
 /// Cuts batch after batch.
-pub(super) struct Cutter {
+pub(in crate::operator) struct Cutter {
     partition_by: Vec<Arc<dyn PhysicalExpr>>,
     /// The keys of the last row so far, one row each.
     last_keys: Option<Vec<ArrayRef>>,
 }
 
 /// The partitions in one batch.
-pub(super) struct Cut {
+pub(in crate::operator) struct Cut {
     /// Their rows.
-    pub(super) partitions: Vec<Range<usize>>,
+    pub(in crate::operator) partitions: Vec<Range<usize>>,
     /// The first is the one that the batch before ended with.
-    pub(super) goes_on: bool,
+    pub(in crate::operator) goes_on: bool,
 }
 
 impl Cutter {
     /// Partitions by these keys; without any, all is one partition.
-    pub(super) fn new(partition_by: Vec<Arc<dyn PhysicalExpr>>) -> Self {
+    pub(in crate::operator) fn new(partition_by: Vec<Arc<dyn PhysicalExpr>>) -> Self {
         Self {
             partition_by,
             last_keys: None,
@@ -35,7 +35,7 @@ impl Cutter {
     }
 
     /// The keys.
-    pub(super) fn partition_by(&self) -> &[Arc<dyn PhysicalExpr>] {
+    pub(in crate::operator) fn partition_by(&self) -> &[Arc<dyn PhysicalExpr>] {
         &self.partition_by
     }
 
@@ -43,7 +43,7 @@ impl Cutter {
     ///
     /// # Errors
     /// When a key fails.
-    pub(super) fn cut(&mut self, batch: &Batch) -> Result<Cut> {
+    pub(in crate::operator) fn cut(&mut self, batch: &Batch) -> Result<Cut> {
         let rows = batch.num_rows();
         let keys = self.partition_by.iter();
         let keys = keys.map(|key| Ok(key.evaluate(batch)?.into_array(rows)?));

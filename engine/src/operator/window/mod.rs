@@ -25,7 +25,7 @@ use crate::data::{Batch, EngineError, Result, batch_bytes};
 use crate::operator::sort::without_unused_strings;
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::{Aggregates, WindowSpec};
-use cut::{Cut, Cutter};
+pub(super) use cut::{Cut, Cutter};
 use fold::Fold;
 
 /// So much is held even beyond the budget.
