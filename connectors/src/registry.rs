@@ -30,8 +30,16 @@ fn known() -> String {
         "datagen",
         #[cfg(feature = "filesystem")]
         "filesystem",
+        #[cfg(feature = "nexmark")]
+        "nexmark",
         #[cfg(feature = "print")]
         "print",
+        #[cfg(feature = "socket")]
+        "socket",
+        #[cfg(feature = "ysb")]
+        "ysb",
+        #[cfg(feature = "ysb")]
+        "ysb-campaigns",
     ];
     names.join(", ")
 }
@@ -69,6 +77,14 @@ pub async fn create_table(
         "filesystem" => crate::filesystem::create_table(state, columns, partition_cols, options).await,
         #[cfg(feature = "datagen")]
         "datagen" => crate::datagen::create_table(columns, options),
+        #[cfg(feature = "nexmark")]
+        "nexmark" => crate::nexmark::create_table(columns, options),
+        #[cfg(feature = "socket")]
+        "socket" => crate::socket::create_table(columns, options),
+        #[cfg(feature = "ysb")]
+        "ysb" => crate::ysb::create_table(columns, options),
+        #[cfg(feature = "ysb")]
+        "ysb-campaigns" => crate::ysb::create_campaigns(columns, options),
         #[cfg(feature = "print")]
         "print" => crate::print::create_table(name, columns, options),
         #[cfg(feature = "blackhole")]
