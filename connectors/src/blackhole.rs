@@ -1,4 +1,5 @@
-//! `'connector' = 'blackhole'`: takes rows and forgets them; the count of rows is what remains.
+//! `'connector' = 'blackhole'`: takes rows and forgets them, those of a changelog too; the count of rows is what
+//! remains.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

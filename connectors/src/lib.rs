@@ -8,14 +8,22 @@ pub mod blackhole;
 pub mod datagen;
 #[cfg(feature = "filesystem")]
 pub mod filesystem;
+#[cfg(any(feature = "datagen", feature = "nexmark", feature = "ysb"))]
+mod generate;
+#[cfg(feature = "nexmark")]
+pub mod nexmark;
 mod options;
 #[cfg(feature = "print")]
 pub mod print;
 mod registry;
 #[cfg(any(feature = "print", feature = "blackhole"))]
 mod sink_table;
+#[cfg(feature = "socket")]
+pub mod socket;
+#[cfg(feature = "ysb")]
+pub mod ysb;
 
-pub use options::{Options, parse_bool};
+pub use options::{Options, parse_bool, parse_duration};
 pub use registry::{create_table, may_be_unbounded, sink_of, sinks, takes_changelog};
 #[cfg(any(feature = "print", feature = "blackhole"))]
 pub use sink_table::SinkTable;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
+use std::time::Duration;
 
 use thalweg_engine::{EngineError, Result};
 
@@ -52,6 +53,17 @@ impl Options {
             .transpose()
     }
 
+    /// Takes an option that is a number above 0.
+    ///
+    /// # Errors
+    /// When the value is not such a number.
+    pub fn take_positive(&mut self, key: &str) -> Result<Option<u64>> {
+        match self.take_parsed(key)? {
+            Some(0) => Err(self.bad_value(key, "0", "must be above 0")),
+            number => Ok(number),
+        }
+    }
+
     /// Takes a boolean option; `default` when it is not given.
     ///
     /// # Errors
@@ -96,5 +108,60 @@ pub fn parse_bool(text: &str) -> std::result::Result<bool, String> {
         "true" => Ok(true),
         "false" => Ok(false),
         _ => Err("must be true or false".into()),
+    }
+}
+
+/// Reads a time above zero with its unit, as Flink writes it: `500 ms`, `1 s`, `2min`. Without a unit it is
+/// milliseconds.
+///
+/// # Errors
+/// When `text` is no such time.
+pub fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
+    let text = text.trim().to_lowercase();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let millis: u64 = match unit.trim() {
+        "" | "ms" | "milli" | "millis" | "millisecond" | "milliseconds" => 1,
+        "s" | "sec" | "secs" | "second" | "seconds" => 1000,
+        "m" | "min" | "minute" | "minutes" => 60_000,
+        "h" | "hour" | "hours" => 3_600_000,
+        "d" | "day" | "days" => 86_400_000,
+        _ => return Err("must be a number and ms, s, min, h or d".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| "must be a number and its unit, as 1 s")?;
+    match number.checked_mul(millis) {
+        Some(0) => Err("must be above zero".into()),
+        Some(millis) => Ok(Duration::from_millis(millis)),
+        None => Err("is too long".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_number_and_its_unit() {
+        for (text, millis) in [
+            ("500 ms", 500),
+            ("1 s", 1000),
+            ("2min", 120_000),
+            (" 7 ", 7),
+            ("1 DAY", 86_400_000),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)));
+        }
+        for wrong in [
+            "",
+            "s",
+            "-1 s",
+            "1.5 s",
+            "3 fortnights",
+            "0 s",
+            "99999999999999999999 s",
+            "18446744073709551615 d",
+        ] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
     }
 }

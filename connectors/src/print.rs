@@ -1,11 +1,13 @@
-//! `'connector' = 'print'`: rows as text on stdout (or stderr), in Flink's style: `+I[1, a]`. What is printed cannot
-//! be taken back, so this sink is neither atomic nor exactly-once: it is for looking.
+//! `'connector' = 'print'`: rows as text on stdout (or stderr), in Flink's style: `+I[1, a]`, and of a changelog
+//! `-U[1, a]`, `+U[1, b]`, `-D[1, b]`. What is printed cannot be taken back, so this sink is neither atomic nor
+//! exactly-once: it is for looking.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::array::{Array, ArrayRef, AsArray, UInt8Array};
+use arrow::datatypes::{SchemaRef, UInt8Type};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::catalog::TableProvider;
 use thalweg_engine::operator::{PreparedSink, SinkConnector, SinkJob, SinkWriter};
@@ -92,6 +94,36 @@ impl PreparedSink for Print {
     fn abort(&self) {}
 }
 
+/// The column, behind all others, that says of each row of a changelog what kind it is.
+const ROW_KIND: &str = "$row_kind";
+
+/// The kinds of the rows, where the batch is of a changelog, and the columns to print.
+fn split_row_kinds(batch: &Batch) -> Result<(Option<&UInt8Array>, &[ArrayRef])> {
+    let columns = batch.columns();
+    let schema = batch.schema_ref();
+    let Some((kinds, values)) = columns.split_last() else {
+        return Ok((None, columns));
+    };
+    if schema.field(values.len()).name() != ROW_KIND {
+        return Ok((None, columns));
+    }
+    match kinds.as_primitive_opt::<UInt8Type>() {
+        Some(kinds) if kinds.null_count() == 0 => Ok((Some(kinds), values)),
+        _ => Err(EngineError::Internal(format!(
+            "{ROW_KIND} must be unsigned bytes and never NULL"
+        ))),
+    }
+}
+
+/// A kind as Flink writes it.
+fn row_kind(kind: u8) -> Result<&'static str> {
+    const KINDS: [&str; 4] = ["+I", "-U", "+U", "-D"];
+    KINDS
+        .get(usize::from(kind))
+        .copied()
+        .ok_or_else(|| EngineError::Internal(format!("there is no row kind {kind}")))
+}
+
 struct PrintWriter {
     prefix: String,
     standard_error: bool,
@@ -100,15 +132,19 @@ struct PrintWriter {
 impl PrintWriter {
     fn lines(&self, batch: &Batch) -> Result<String> {
         let format = FormatOptions::default().with_null("NULL");
-        let columns = batch
-            .columns()
+        let (kinds, values) = split_row_kinds(batch)?;
+        let columns = values
             .iter()
             .map(|column| ArrayFormatter::try_new(column, &format))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let mut text = String::new();
         for row in 0..batch.num_rows() {
             text.push_str(&self.prefix);
-            text.push_str("+I[");
+            text.push_str(match kinds {
+                None => "+I",
+                Some(kinds) => row_kind(kinds.value(row))?,
+            });
+            text.push('[');
             for (i, column) in columns.iter().enumerate() {
                 if i > 0 {
                     text.push_str(", ");
@@ -157,7 +193,7 @@ impl SinkWriter for PrintWriter {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{ArrayRef, Int64Array, StringArray};
+    use arrow::array::{Int64Array, StringArray};
 
     use super::*;
 
@@ -171,6 +207,30 @@ mod tests {
             standard_error: false,
         };
         assert_eq!(writer.lines(&batch).unwrap(), "p:2> +I[1, x]\np:2> +I[NULL, y]\n");
+    }
+
+    #[test]
+    fn a_changelog_says_the_kind_of_each_row() {
+        let a: ArrayRef = Arc::new(Int64Array::from(vec![1, 1, 2, 2]));
+        let changelog = |kinds: ArrayRef| Batch::try_from_iter([("a", Arc::clone(&a)), ("$row_kind", kinds)]).unwrap();
+        let writer = PrintWriter {
+            prefix: String::new(),
+            standard_error: false,
+        };
+        let lines = writer
+            .lines(&changelog(Arc::new(UInt8Array::from(vec![0, 1, 2, 3]))))
+            .unwrap();
+        assert_eq!(lines, "+I[1]\n-U[1]\n+U[2]\n-D[2]\n");
+        for wrong in [
+            vec![Some(0), Some(1), Some(2), Some(4)],
+            vec![Some(0), None, Some(1), Some(2)],
+        ] {
+            assert!(writer.lines(&changelog(Arc::new(UInt8Array::from(wrong)))).is_err());
+        }
+        // A column of that name elsewhere is a column.
+        let kinds: ArrayRef = Arc::new(UInt8Array::from(vec![3, 3, 3, 3]));
+        let batch = Batch::try_from_iter([("$row_kind", kinds), ("a", a)]).unwrap();
+        assert!(writer.lines(&batch).unwrap().starts_with("+I[3, 1]\n"));
     }
 
     #[test]

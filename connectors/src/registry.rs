@@ -30,8 +30,16 @@ fn known() -> String {
         "datagen",
         #[cfg(feature = "filesystem")]
         "filesystem",
+        #[cfg(feature = "nexmark")]
+        "nexmark",
         #[cfg(feature = "print")]
         "print",
+        #[cfg(feature = "socket")]
+        "socket",
+        #[cfg(feature = "ysb")]
+        "ysb",
+        #[cfg(feature = "ysb")]
+        "ysb-campaigns",
     ];
     names.join(", ")
 }
@@ -69,6 +77,14 @@ pub async fn create_table(
         "filesystem" => crate::filesystem::create_table(state, columns, partition_cols, options).await,
         #[cfg(feature = "datagen")]
         "datagen" => crate::datagen::create_table(columns, options),
+        #[cfg(feature = "nexmark")]
+        "nexmark" => crate::nexmark::create_table(columns, options),
+        #[cfg(feature = "socket")]
+        "socket" => crate::socket::create_table(columns, options),
+        #[cfg(feature = "ysb")]
+        "ysb" => crate::ysb::create_table(columns, options),
+        #[cfg(feature = "ysb")]
+        "ysb-campaigns" => crate::ysb::create_campaigns(columns, options),
         #[cfg(feature = "print")]
         "print" => crate::print::create_table(name, columns, options),
         #[cfg(feature = "blackhole")]
@@ -105,8 +121,13 @@ pub fn may_be_unbounded(table: &dyn TableProvider) -> bool {
         return false;
     }
     #[cfg(feature = "filesystem")]
-    if any.is::<datafusion::datasource::listing::ListingTable>() || any.is::<crate::filesystem::FileTable>() {
-        return false;
+    {
+        if any.is::<datafusion::datasource::listing::ListingTable>() {
+            return false;
+        }
+        if let Some(table) = any.downcast_ref::<crate::filesystem::FileTable>() {
+            return table.is_watched();
+        }
     }
     #[cfg(any(feature = "print", feature = "blackhole"))]
     if any.is::<crate::SinkTable>() {

@@ -7,10 +7,11 @@ use arrow::array::{
 };
 use arrow::buffer::{BooleanBuffer, NullBuffer};
 use arrow::compute::{CastOptions, cast, cast_with_options, nullif};
-use arrow::datatypes::{DataType, Decimal128Type, Field, Int64Type};
+use arrow::datatypes::{DataType, Decimal128Type, Field, Int64Type, TimeUnit};
 use thalweg_engine::{EngineError, Result};
 
 use crate::Options;
+use crate::generate::{SPREAD, mix};
 
 /// Makes the values of one column.
 #[derive(Clone, Debug)]
@@ -41,10 +42,24 @@ enum Kind {
         length: usize,
     },
     Boolean,
+    /// `start` and then `per_second` rows a second, less up to `disorder`; in units of the type.
+    EventTime {
+        start: i64,
+        units_per_second: u64,
+        per_second: u64,
+        disorder: u64,
+    },
 }
 
 impl Column {
-    pub(super) fn parse(field: &Field, seed: u64, index: usize, options: &mut Options) -> Result<Self> {
+    /// `pace` is the rows a second of the wall clock, where there is such a rate.
+    pub(super) fn parse(
+        field: &Field,
+        seed: u64,
+        index: usize,
+        pace: Option<u64>,
+        options: &mut Options,
+    ) -> Result<Self> {
         let key = |what: &str| format!("fields.{}.{what}", field.name());
         let kind = options.take(&key("kind")).unwrap_or_else(|| "random".into());
         let null_rate: f64 = options.take_parsed(&key("null-rate"))?.unwrap_or(0.0);
@@ -58,7 +73,10 @@ impl Column {
         let kind = match kind.to_lowercase().as_str() {
             "sequence" => Self::sequence(&data_type, &key, options)?,
             "random" => Self::random(&data_type, &key, options)?,
-            other => return Err(options.bad_value(&key("kind"), other, "must be random or sequence")),
+            "event-time" => Self::event_time(&data_type, pace, &key, options)?,
+            other => {
+                return Err(options.bad_value(&key("kind"), other, "must be random, sequence or event-time"));
+            }
         };
         Ok(Self {
             data_type,
@@ -118,6 +136,41 @@ impl Column {
         }
     }
 
+    fn event_time(
+        data_type: &DataType,
+        pace: Option<u64>,
+        key: &dyn Fn(&str) -> String,
+        options: &mut Options,
+    ) -> Result<Kind> {
+        let DataType::Timestamp(unit, _) = data_type else {
+            return Err(options.bad_value(&key("kind"), "event-time", &format!("a {data_type} is no timestamp")));
+        };
+        let units_per_second = units_per_second(*unit);
+        let start = match options.take(&key("start")) {
+            None => 0,
+            Some(text) => whole(&text, data_type).map_err(|why| options.bad_value(&key("start"), &text, &why))?,
+        };
+        let per_second = options.take_positive(&key("rate"))?.or(pace).ok_or_else(|| {
+            EngineError::Plan(format!(
+                "connector 'datagen' needs '{}', the rows per second of event time, or 'rows-per-second'",
+                key("rate")
+            ))
+        })?;
+        let disorder_millis: u64 = options.take_parsed(&key("disorder"))?.unwrap_or(0);
+        // In whole units of the type: of a type that knows seconds only, none.
+        let disorder = u128::from(disorder_millis) * u128::from(units_per_second) / 1000;
+        let disorder = u64::try_from(disorder)
+            .ok()
+            .filter(|disorder| *disorder < i64::MAX as u64)
+            .ok_or_else(|| options.bad_value(&key("disorder"), &disorder_millis.to_string(), "is too large"))?;
+        Ok(Kind::EventTime {
+            start,
+            units_per_second,
+            per_second,
+            disorder,
+        })
+    }
+
     /// How many rows there are before a sequence ends.
     pub(super) fn rows(&self) -> Option<u64> {
         match self.kind {
@@ -129,11 +182,7 @@ impl Column {
 
     /// The values of rows `first .. first + count`.
     pub(super) fn values(&self, first: u64, count: usize) -> std::result::Result<ArrayRef, arrow::error::ArrowError> {
-        let noise = |i: usize| {
-            mix(self
-                .seed
-                .wrapping_add((first + i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)))
-        };
+        let noise = |i: usize| mix(self.seed.wrapping_add((first + i as u64).wrapping_mul(SPREAD)));
         let values: ArrayRef = match self.kind {
             Kind::Sequence { start, .. } => Arc::new(Int64Array::from_iter_values(
                 (0..count).map(|i| start.wrapping_add((first + i as u64) as i64)),
@@ -149,6 +198,22 @@ impl Column {
                 Arc::new(Float64Array::from_iter_values(
                     (0..count).map(|i| min + unit(i) * (max - min)),
                 ))
+            }
+            Kind::EventTime {
+                start,
+                units_per_second,
+                per_second,
+                disorder,
+            } => {
+                let time = |i: usize| {
+                    let row = first + i as u64;
+                    // Whole seconds apart, so that no product is too large.
+                    let seconds = (row / per_second).wrapping_mul(units_per_second);
+                    let rest = u128::from(row % per_second) * u128::from(units_per_second) / u128::from(per_second);
+                    let behind = if disorder == 0 { 0 } else { noise(i) % (disorder + 1) };
+                    start.wrapping_add(seconds.wrapping_add(rest as u64).wrapping_sub(behind) as i64)
+                };
+                Arc::new(Int64Array::from_iter_values((0..count).map(time)))
             }
             Kind::Boolean => Arc::new(BooleanArray::new(
                 BooleanBuffer::collect_bool(count, |i| noise(i) & 1 == 1),
@@ -230,16 +295,7 @@ fn default_range(data_type: &DataType) -> Option<(i64, i64)> {
         }
         DataType::Date32 => (0, LAST_DAY),
         DataType::Date64 => (0, SECONDS * 1000),
-        DataType::Timestamp(unit, _) => {
-            use arrow::datatypes::TimeUnit::{Microsecond, Millisecond, Nanosecond, Second};
-            let per_second = match unit {
-                Second => 1,
-                Millisecond => 1_000,
-                Microsecond => 1_000_000,
-                Nanosecond => 1_000_000_000,
-            };
-            (0, SECONDS * per_second)
-        }
+        DataType::Timestamp(unit, _) => (0, SECONDS * units_per_second(*unit) as i64),
         _ => return None,
     })
 }
@@ -264,9 +320,11 @@ fn whole(text: &str, data_type: &DataType) -> std::result::Result<i64, String> {
     number.ok_or_else(|| "is out of range".into())
 }
 
-/// A 64-bit finalizer (the constants of SplitMix64).
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
+fn units_per_second(unit: TimeUnit) -> u64 {
+    match unit {
+        TimeUnit::Second => 1,
+        TimeUnit::Millisecond => 1_000,
+        TimeUnit::Microsecond => 1_000_000,
+        TimeUnit::Nanosecond => 1_000_000_000,
+    }
 }

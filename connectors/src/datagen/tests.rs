@@ -1,8 +1,10 @@
 use arrow::array::{Array, AsArray};
 use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, Field, Int64Type, Schema, TimeUnit};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, TimeUnit, TimestampMillisecondType};
 use arrow::record_batch::RecordBatch;
+use datafusion::physical_plan::ExecutionPlanProperties;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::TryStreamExt;
 
 use super::*;
 
@@ -96,13 +98,103 @@ fn wrong_options_are_named() {
     let error = |more: &[(&str, &str)]| create_table(schema(), &options(more)).unwrap_err().to_string();
     assert!(error(&[("fields.nope.kind", "random")]).contains("no option 'fields.nope.kind'"));
     assert!(error(&[("fields.small.min", "abc")]).contains("'fields.small.min' = 'abc'"));
-    assert!(error(&[("fields.f.kind", "zigzag")]).contains("random or sequence"));
+    assert!(error(&[("fields.f.kind", "zigzag")]).contains("random, sequence or event-time"));
     assert!(error(&[("fields.d.kind", "sequence")]).contains("has no sequence"));
-    let none = BTreeMap::from([("connector".to_string(), "datagen".to_string())]);
-    assert!(
-        create_table(schema(), &none)
-            .unwrap_err()
-            .to_string()
-            .contains("number-of-rows")
+    assert!(error(&[("fields.id.kind", "event-time")]).contains("is no timestamp"));
+    assert!(error(&[("fields.t.kind", "event-time")]).contains("needs 'fields.t.rate'"));
+    let time = [("fields.t.kind", "event-time"), ("fields.t.rate", "10")];
+    assert!(error(&[&time[..], &[("fields.t.start", "noon")]].concat()).contains("'fields.t.start' = 'noon'"));
+    assert!(error(&[&time[..], &[("fields.t.min", "0")]].concat()).contains("no option 'fields.t.min'"));
+    assert!(error(&[("rows-per-second", "0")]).contains("must be above 0"));
+    assert!(error(&[("splits", "0")]).contains("must be above 0"));
+}
+
+/// The options without `number-of-rows`.
+fn endless(more: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let mut options = options(more);
+    options.remove("number-of-rows");
+    options
+}
+
+async fn plan_of(options: &BTreeMap<String, String>, session: &SessionContext) -> Arc<dyn ExecutionPlan> {
+    let table = create_table(schema(), options).unwrap();
+    table.scan(&session.state(), None, &[], None).await.unwrap()
+}
+
+#[tokio::test]
+async fn without_a_number_of_rows_a_table_has_no_end() {
+    let session = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(3).with_batch_size(700));
+    let plan = plan_of(&endless(&[]), &session).await;
+    assert!(plan.boundedness().is_unbounded());
+    let mut ids = Vec::new();
+    assert_eq!(plan.properties().partitioning.partition_count(), 3);
+    for split in 0..3 {
+        let mut stream = plan.execute(split, session.task_ctx()).unwrap();
+        while ids.len() < (split + 1) * 7000 {
+            let batch = stream.try_next().await.unwrap().unwrap();
+            ids.extend_from_slice(batch.column(0).as_primitive::<Int64Type>().values());
+        }
+    }
+    // Blocks of 1024 by turns: each split's first six are the first 18 of all.
+    let mut whole: Vec<i64> = ids.iter().copied().filter(|id| *id < 18 * 1024).collect();
+    whole.sort_unstable();
+    assert_eq!(whole, (0..18 * 1024).collect::<Vec<i64>>());
+    let ended = plan_of(&endless(&[("fields.id.end", "9")]), &session).await;
+    assert!(!ended.boundedness().is_unbounded(), "a sequence ends it");
+}
+
+#[tokio::test]
+async fn the_same_rows_come_out_whatever_the_splits() {
+    let whole = rows(&options(&[]), 8192, "SELECT * FROM t ORDER BY id").await;
+    for splits in ["1", "3"] {
+        let split = rows(&options(&[("splits", splits)]), 900, "SELECT * FROM t ORDER BY id").await;
+        assert_eq!(whole, split);
+    }
+}
+
+#[tokio::test]
+async fn event_time_goes_by_the_rows_number_and_disorder_is_bounded() {
+    let time = [
+        ("fields.t.kind", "event-time"),
+        ("fields.t.start", "2024-01-01 00:00:00"),
+        ("fields.t.rate", "3"),
+    ];
+    let start = 1_704_067_200_000;
+    let query = "SELECT t FROM t ORDER BY id";
+    let times = |batch: &RecordBatch| {
+        let times = batch.column(0).as_primitive::<TimestampMillisecondType>();
+        times.values().to_vec()
+    };
+    let ordered = times(&rows(&options(&time), 8192, query).await);
+    let expected: Vec<i64> = (0..200_000).map(|row| start + row * 1000 / 3).collect();
+    assert_eq!(ordered, expected);
+    let disordered = options(&[&time[..], &[("fields.t.disorder", "2000")]].concat());
+    let late = times(&rows(&disordered, 8192, query).await);
+    let behind: Vec<i64> = expected.iter().zip(&late).map(|(due, time)| due - time).collect();
+    assert_eq!((behind.iter().min(), behind.iter().max()), (Some(&0), Some(&2000)));
+    assert_eq!(
+        late,
+        times(&rows(&disordered, 333, query).await),
+        "disorder is not repeatable"
     );
+}
+
+#[tokio::test]
+async fn a_pace_lets_each_row_out_when_it_is_due() {
+    let session = SessionContext::new();
+    let paced = endless(&[("rows-per-second", "5000"), ("fields.t.kind", "event-time")]);
+    let plan = plan_of(&paced, &session).await;
+    assert_eq!(plan.properties().partitioning.partition_count(), 1);
+    let mut stream = plan.execute(0, session.task_ctx()).unwrap();
+    let start = tokio::time::Instant::now();
+    let (mut rows, mut batches) = (0, 0);
+    while rows < 250 {
+        let batch = stream.try_next().await.unwrap().unwrap();
+        rows += batch.num_rows();
+        batches += 1;
+        let due = start.elapsed().as_micros() as usize * 5000 / 1_000_000 + 1;
+        assert!(rows <= due, "{rows} rows came when {due} were due");
+    }
+    // In 50 ms a timer of milliseconds fires many times; how many is the machine's business.
+    assert!(batches > 2, "the rows came in {batches} batches");
 }

@@ -1,4 +1,5 @@
-//! Files: Parquet, CSV, JSON lines, Arrow IPC, Avro and records of fixed length, on local disks and in object stores.
+//! Files: Parquet, CSV, JSON lines, Arrow IPC, Avro and records of fixed length, on local disks and in object stores;
+//! those that are there, or also those that appear.
 
 mod compress;
 mod convert;
@@ -14,6 +15,7 @@ mod storage;
 mod table;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use convert::{copy_sink, listing_sink};
 pub use diagnose::locate_bad_record;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::time::Duration;
 
 use arrow::ipc::CompressionType as IpcCompression;
 use arrow_avro::compression::CompressionCodec;
@@ -11,7 +12,7 @@ use datafusion::config::{CsvOptions, JsonOptions, ParquetOptions};
 use thalweg_engine::{EngineError, Result};
 
 use crate::filesystem::Format;
-use crate::parse_bool;
+use crate::options::{parse_bool, parse_duration};
 
 /// How files are read and written.
 #[derive(Clone, Debug)]
@@ -44,6 +45,8 @@ pub struct FileOptions {
     pub replace: bool,
     /// Whether a local file is synchronized to disk before it gets its final name.
     pub sync: bool,
+    /// How long a folder's reader waits before it looks for new files; it reads what is there when `None`.
+    pub monitor: Option<Duration>,
     /// The most files that a subtask holds open.
     pub max_open_files: usize,
     /// The most bytes that a subtask holds in its files' writers.
@@ -71,6 +74,9 @@ const COMMON: &[Known] = &[
     }),
     Known("sink.replace", &[], |o, v| assign(&mut o.replace, parse_bool(v)?)),
     Known("sink.sync", &[], |o, v| assign(&mut o.sync, parse_bool(v)?)),
+    Known("source.monitor-interval", &[], |o, v| {
+        assign(&mut o.monitor, Some(parse_duration(v)?))
+    }),
     Known("sink.max-open-files", &[], |o, v| {
         assign(&mut o.max_open_files, positive(v)?)
     }),
@@ -223,6 +229,7 @@ impl FileOptions {
             single_file: None,
             replace: false,
             sync: true,
+            monitor: None,
             max_open_files: 64,
             buffer_bytes: 64 << 20,
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use async_trait::async_trait;
@@ -16,7 +17,9 @@ use datafusion::datasource::file_format::csv::CsvFormat;
 use datafusion::datasource::file_format::json::JsonFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::helpers::expr_applicable_for_cols;
-use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+use datafusion::datasource::listing::{
+    ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl, PartitionedFile,
+};
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder};
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::error::Result as DataFusionResult;
@@ -29,10 +32,10 @@ use thalweg_engine::{EngineError, Result};
 
 use crate::filesystem::fixed::{FixedFormat, Layout};
 use crate::filesystem::storage::{Target, local_path};
-use crate::filesystem::{FileOptions, Format, hive};
+use crate::filesystem::{FileOptions, Format, hive, watch};
 
 /// A table over files that knows how to be read and where `INSERT INTO` writes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FileTable {
     /// Lists and reads; its columns are the files' columns and then the partition columns, these as text.
     inner: ListingTable,
@@ -45,6 +48,8 @@ pub struct FileTable {
     /// The text that is NULL in CSV. DataFusion's scan knows the empty field only: where this is set, `inner` reads
     /// text, and NULL and the types are made here.
     null_literal: Option<String>,
+    /// How long to wait before looking for new files; a table of the files that are there when `None`.
+    monitor: Option<Duration>,
     options: BTreeMap<String, String>,
 }
 
@@ -91,6 +96,12 @@ pub async fn create_table(
     }
     let parsed = FileOptions::parse(&options)?;
     let url = listing_url(&parsed)?;
+    if parsed.monitor.is_some() && !url.is_collection() {
+        return Err(EngineError::Plan(format!(
+            "option 'source.monitor-interval' is for folders and patterns, and '{}' is a file",
+            parsed.path
+        )));
+    }
     let listing = ListingOptions::new(reader(state, &parsed)).with_file_extension(extension_filter(&parsed, &url));
     let declared = !columns.fields().is_empty();
     let found = if declared {
@@ -127,6 +138,7 @@ pub async fn create_table(
         order,
         partitions,
         null_literal,
+        monitor: parsed.monitor,
         options,
     }))
 }
@@ -248,6 +260,11 @@ fn reader(state: &dyn Session, options: &FileOptions) -> Arc<dyn FileFormat> {
 }
 
 impl FileTable {
+    /// Whether files that appear later are read too, so that the table has no end.
+    pub fn is_watched(&self) -> bool {
+        self.monitor.is_some()
+    }
+
     /// Where `INSERT INTO` writes.
     ///
     /// # Errors
@@ -285,12 +302,52 @@ impl FileTable {
         for file in listed.file_groups.into_iter().flat_map(FileGroup::into_inner) {
             files.push(hive::typed(file, &self.partitions)?);
         }
-        let pruning: Vec<Expr> = filters
-            .iter()
-            .filter(|filter| self.is_partition_filter(filter))
-            .cloned()
-            .collect();
-        let files = hive::prune(state, files, &self.partitions, pruning)?;
+        let files = hive::prune(state, files, &self.partitions, self.partition_filters(filters))?;
+        self.plan_files(state, files, projection, limit).await
+    }
+
+    /// The filters that the directories' names alone decide.
+    pub(super) fn partition_filters(&self, filters: &[Expr]) -> Vec<Expr> {
+        let of_partitions = filters.iter().filter(|filter| self.is_partition_filter(filter));
+        of_partitions.cloned().collect()
+    }
+
+    /// The columns of `inner` that stand for declared ones.
+    fn inner_projection(&self, projection: Option<&Vec<usize>>) -> Vec<usize> {
+        match projection {
+            Some(columns) => columns.iter().map(|column| self.order[*column]).collect(),
+            None => self.order.clone(),
+        }
+    }
+
+    /// The scan of one file, whole.
+    pub(super) async fn plan_file(
+        &self,
+        state: &dyn Session,
+        file: PartitionedFile,
+        projection: Option<&Vec<usize>>,
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
+        let plan = self
+            .plan_files(state, vec![file], self.inner_projection(projection), None)
+            .await?;
+        match &self.null_literal {
+            Some(null) => self.with_nulls(state, plan, null),
+            None => Ok(plan),
+        }
+    }
+
+    /// The declared partition columns.
+    pub(super) fn partitions(&self) -> &[FieldRef] {
+        &self.partitions
+    }
+
+    async fn plan_files(
+        &self,
+        state: &dyn Session,
+        files: Vec<PartitionedFile>,
+        projection: Vec<usize>,
+        limit: Option<usize>,
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
         let options = self.inner.options();
         let Some(url) = self.inner.table_paths().first().filter(|_| !files.is_empty()) else {
             return Ok(Arc::new(EmptyExec::new(Arc::new(
@@ -380,10 +437,10 @@ impl TableProvider for FileTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        let inner: Vec<usize> = match projection {
-            Some(columns) => columns.iter().map(|column| self.order[*column]).collect(),
-            None => self.order.clone(),
-        };
+        if let Some(interval) = self.monitor {
+            return watch::plan(self, state, projection, filters, interval);
+        }
+        let inner = self.inner_projection(projection);
         let plan = if self.partitions.is_empty() {
             self.inner.scan(state, Some(&inner), filters, limit).await?
         } else {
