@@ -433,6 +433,9 @@ impl Session {
     }
 
     pub(crate) fn optimize(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
+        if self.is_streaming(plan)? {
+            return self.optimize_streaming(plan);
+        }
         // In batch mode all rows are there: filters may pass where watermarks would be taken.
         let plan = without_watermarks(plan.clone())?;
         Ok(self.state().optimize(&plan)?)

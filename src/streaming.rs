@@ -14,6 +14,7 @@ use thalweg_optimizer::StreamingOptions;
 
 use crate::config::{RuntimeMode, SessionConfig};
 use crate::error::Result;
+use crate::result::QueryResult;
 use crate::session::Session;
 
 /// The first column of a result that changes: `+I`, `-U`, `+U`, `-D`.
@@ -60,6 +61,29 @@ impl Session {
             }
         }
         Ok(false)
+    }
+
+    /// Optimizes a plan of streaming mode.
+    pub(crate) fn optimize_streaming(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
+        let mut state = self.state();
+        // It gives the same expression another name each time: equal subtrees, which are to run once, would differ.
+        let options = state.config_mut().options_mut();
+        options.optimizer.enable_leaf_expression_pushdown = false;
+        Ok(state.optimize(plan)?)
+    }
+
+    /// Runs several INSERTs as one streaming job; the counts of their rows, in any order.
+    pub(crate) fn run_streaming_set(&self, plans: &[LogicalPlan]) -> Result<QueryResult> {
+        let mut resolved = Vec::with_capacity(plans.len());
+        for plan in plans {
+            resolved.push(self.resolve_scalar_subqueries(self.optimize_streaming(plan)?)?);
+        }
+        let graph = self.lower_streaming(&resolved)?;
+        let schema = match resolved.first() {
+            Some(plan) => Arc::new(plan.schema().as_arrow().clone()),
+            None => Arc::new(Schema::empty()),
+        };
+        Ok(QueryResult::of_job(self.start(graph, true)?, schema))
     }
 
     /// Lowers plans without scalar subqueries to one streaming job.
