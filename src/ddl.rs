@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::memory_table::{BookedTable, Booking};
 use crate::result::Outcome;
 use crate::session::Session;
+use crate::stream_ddl::refuse_enforced;
 
 impl Session {
     /// `CREATE TABLE .. WITH (..)`, when the statement is one.
@@ -31,6 +32,7 @@ impl Session {
         let CreateTableOptions::With(options) = &create.table_options else {
             return Ok(None);
         };
+        refuse_enforced(create)?;
         let options = options_of(options)?;
         let (schema, query) = self.columns_and_query(create)?;
         let partitions = partition_columns(create, &schema)?;

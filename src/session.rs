@@ -174,11 +174,7 @@ impl Session {
     /// What is wrong with the statement.
     pub fn explain(&self, sql: &str) -> Result<String> {
         let explain = || {
-            let Statement::Plain(statement) = statement::parse(sql)? else {
-                return Err(Error::unsupported("only one query or INSERT can be explained")
-                    .with_remedy("explain the statements of a set one by one"));
-            };
-            let plan = self.plan(*statement)?;
+            let plan = self.plan(statement::parse_plain(sql)?)?;
             let plan = match plan {
                 LogicalPlan::Explain(explain) => Arc::unwrap_or_clone(explain.plan),
                 LogicalPlan::Analyze(analyze) => Arc::unwrap_or_clone(analyze.input),
@@ -285,7 +281,7 @@ impl Session {
             Statement::CreateTable { statement, clauses } => {
                 return self.create_stream_table(&statement, &clauses, sql);
             }
-            Statement::StatementSet(inserts) => return self.execute_set(inserts),
+            Statement::Set(inserts) => return self.execute_set(inserts),
         };
         if let Some(outcome) = self.create_connector_table(&statement)? {
             return Ok(outcome);
@@ -392,22 +388,7 @@ impl Session {
         Ok(())
     }
 
-    /// Runs inserts one after the other; none before all are planned. One row for each, with the count of its rows.
-    fn execute_set(&self, inserts: Vec<DFStatement>) -> Result<Outcome> {
-        let plans = inserts.into_iter().map(|insert| self.plan(insert));
-        let plans = plans.collect::<Result<Vec<_>>>()?;
-        let mut schema = None;
-        let mut counts = Vec::new();
-        for plan in plans {
-            let rows = self.run(plan)?;
-            schema.get_or_insert_with(|| rows.schema());
-            counts.extend(rows.collect::<Result<Vec<RecordBatch>>>()?);
-        }
-        let schema = schema.unwrap_or_else(|| Arc::new(arrow::datatypes::Schema::empty()));
-        Ok(Outcome::Rows(QueryResult::ready(schema, counts)))
-    }
-
-    fn plan(&self, mut statement: DFStatement) -> Result<LogicalPlan> {
+    pub(crate) fn plan(&self, mut statement: DFStatement) -> Result<LogicalPlan> {
         let state = self.state();
         self.name_inserted_columns(&mut statement)?;
         if let DFStatement::Statement(statement) = &statement {

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, TableReference};
 use datafusion::datasource::{provider_as_source, source_as_provider};
-use datafusion::logical_expr::{DmlStatement, Expr, LogicalPlan, LogicalPlanBuilder, Projection};
+use datafusion::logical_expr::{DmlStatement, Expr, LogicalPlan, LogicalPlanBuilder, Projection, WriteOp};
 use datafusion::sql::parser::Statement as DFStatement;
 use datafusion::sql::sqlparser::ast::{
-    CreateTable, CreateTableOptions, Expr as SqlExpr, ExprWithAlias, Ident, Insert, ObjectName,
+    ColumnOption, CreateTable, CreateTableOptions, Expr as SqlExpr, ExprWithAlias, Ident, Insert, ObjectName,
     Statement as SqlStatement, TableObject,
 };
 use thalweg_optimizer::logical::{WatermarkNode, as_plan};
@@ -19,7 +20,7 @@ use thalweg_optimizer::logical::{WatermarkNode, as_plan};
 use crate::ddl::{options_of, partition_columns, table_reference};
 use crate::error::{Error, Result};
 use crate::memory_table::{BookedTable, Booking};
-use crate::result::Outcome;
+use crate::result::{Outcome, QueryResult};
 use crate::session::Session;
 use crate::settings::milliseconds;
 use crate::statement::{ColumnClause, MetadataColumn, TableClauses, restore};
@@ -66,7 +67,7 @@ impl Session {
             },
             other => return Err(Error::statement(format!("'{other}' is no CREATE TABLE"))),
         };
-        refuse_unsupported(create, clauses)?;
+        refuse_unsupported(create)?;
         let name = table_reference(create)?;
         if let Some(exists) = self.existing(create, &name)? {
             return Ok(exists);
@@ -242,12 +243,31 @@ impl Session {
         Ok(self.state().create_logical_expr_from_sql_expr(expr, schema)?)
     }
 
+    /// Runs inserts one after the other; none before all are planned. One row for each, with the count of its rows.
+    pub(crate) fn execute_set(&self, inserts: Vec<DFStatement>) -> Result<Outcome> {
+        let plans = inserts.into_iter().map(|insert| self.plan(insert));
+        let plans = plans.collect::<Result<Vec<_>>>()?;
+        let mut schema = None;
+        let mut counts = Vec::new();
+        for plan in plans {
+            let rows = self.run(plan)?;
+            schema.get_or_insert_with(|| rows.schema());
+            counts.extend(rows.collect::<Result<Vec<RecordBatch>>>()?);
+        }
+        let schema = schema.unwrap_or_else(|| Arc::new(Schema::empty()));
+        Ok(Outcome::Rows(QueryResult::ready(schema, counts)))
+    }
+
     /// Names the columns of an INSERT without a list into a table with columns that are not stored.
     pub(crate) fn name_inserted_columns(&self, statement: &mut DFStatement) -> Result<()> {
         match statement {
             DFStatement::Explain(explain) => self.name_inserted_columns(&mut explain.statement),
             DFStatement::Statement(statement) => match statement.as_mut() {
                 SqlStatement::Insert(insert) => self.name_columns(insert),
+                SqlStatement::Prepare { statement, .. } => match statement.as_mut() {
+                    SqlStatement::Insert(insert) => self.name_columns(insert),
+                    _ => Ok(()),
+                },
                 _ => Ok(()),
             },
             _ => Ok(()),
@@ -297,6 +317,9 @@ pub(crate) fn insert_into_physical(plan: LogicalPlan) -> Result<LogicalPlan> {
         let LogicalPlan::Dml(dml) = &node else {
             return Ok(Transformed::no(node));
         };
+        if !matches!(dml.op, WriteOp::Insert(_)) {
+            return Ok(Transformed::no(node));
+        }
         let Ok(target) = source_as_provider(&dml.target) else {
             return Ok(Transformed::no(node));
         };
@@ -323,7 +346,31 @@ pub(crate) fn insert_into_physical(plan: LogicalPlan) -> Result<LogicalPlan> {
     Ok(rewritten.data)
 }
 
-fn refuse_unsupported(create: &CreateTable, clauses: &TableClauses) -> Result<()> {
+/// Refuses constraints: nobody checks them.
+///
+/// # Errors
+/// When the statement has one.
+pub(crate) fn refuse_enforced(create: &CreateTable) -> Result<()> {
+    let of_columns = create.columns.iter().flat_map(|column| &column.options);
+    let mut of_columns = of_columns.map(|option| &option.option);
+    let has_one = !create.constraints.is_empty()
+        || of_columns.any(|option| {
+            matches!(
+                option,
+                ColumnOption::PrimaryKey(_)
+                    | ColumnOption::Unique(_)
+                    | ColumnOption::ForeignKey(_)
+                    | ColumnOption::Check(_)
+            )
+        });
+    if has_one {
+        return Err(Error::unsupported("keys and checks of such a table are not enforced")
+            .with_remedy("write PRIMARY KEY (..) NOT ENFORCED, and leave other constraints out"));
+    }
+    Ok(())
+}
+
+fn refuse_unsupported(create: &CreateTable) -> Result<()> {
     if create.temporary {
         return Err(Error::unsupported("temporary tables are not supported")
             .with_remedy("leave out TEMPORARY: tables end with the session"));
@@ -334,10 +381,7 @@ fn refuse_unsupported(create: &CreateTable, clauses: &TableClauses) -> Result<()
         )
         .with_remedy("declare the table with its columns, and fill it with INSERT INTO"));
     }
-    if !create.constraints.is_empty() && !clauses.primary_key.is_empty() {
-        return Err(Error::statement("there are two primary keys").with_remedy("a table has one, NOT ENFORCED"));
-    }
-    Ok(())
+    refuse_enforced(create)
 }
 
 fn check_metadata(definition: &TableDefinition) -> Result<()> {

@@ -13,7 +13,7 @@ pub(crate) enum ColumnClause {
     /// `a INT`: the connector has it.
     Physical(Ident),
     /// `c AS expr`.
-    Computed(Ident, SqlExpr),
+    Computed(Ident, Box<SqlExpr>),
 }
 
 /// `ts TIMESTAMP(3) METADATA [FROM 'key'] [VIRTUAL]`.
@@ -55,6 +55,14 @@ pub(super) fn cut(tokens: &[TokenWithSpan]) -> Result<Option<(Vec<TokenWithSpan>
     for item in items(&tokens[open + 1..close]) {
         cutter.item(item)?;
     }
+    let mut behind = close + 1;
+    // What a table is called for people is read over.
+    if let Some(text) = words_from(tokens, behind, &["COMMENT"]).and_then(|place| first_from(tokens, place))
+        && matches!(tokens[text].token, Token::SingleQuotedString(_))
+    {
+        cutter.found = true;
+        behind = text + 1;
+    }
     if !cutter.found {
         return Ok(None);
     }
@@ -64,7 +72,7 @@ pub(super) fn cut(tokens: &[TokenWithSpan]) -> Result<Option<(Vec<TokenWithSpan>
         rest.extend(cutter.kept);
         rest.push(tokens[close].clone());
     }
-    rest.extend_from_slice(&tokens[close + 1..]);
+    rest.extend_from_slice(&tokens[behind..]);
     Ok(Some((rest, cutter.clauses)))
 }
 
@@ -142,7 +150,7 @@ impl Cutter {
         if let Some(place) = words_from(item, first + 1, &["AS"]) {
             self.found = true;
             let expr = parse_expr(item[place..].to_vec())?;
-            self.clauses.columns.push(ColumnClause::Computed(name, expr));
+            self.clauses.columns.push(ColumnClause::Computed(name, Box::new(expr)));
             return Ok(());
         }
         self.physical(item, first, name)

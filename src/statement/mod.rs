@@ -39,7 +39,7 @@ pub(crate) enum Statement {
         clauses: Box<TableClauses>,
     },
     /// `EXECUTE STATEMENT SET BEGIN .. END`: inserts that belong together.
-    StatementSet(Vec<DFStatement>),
+    Set(Vec<DFStatement>),
 }
 
 /// Parses one statement.
@@ -59,6 +59,18 @@ pub(crate) fn parse(sql: &str) -> Result<Statement> {
             clauses: Box::new(clauses),
         }),
         None => Ok(Statement::Plain(Box::new(parse_one(tokens)?))),
+    }
+}
+
+/// Parses one statement that is to be explained.
+///
+/// # Errors
+/// When it is none, or one that makes no plan.
+pub(crate) fn parse_plain(sql: &str) -> Result<DFStatement> {
+    match parse(sql)? {
+        Statement::Plain(statement) => Ok(*statement),
+        _ => Err(Error::unsupported("only one query or INSERT can be explained")
+            .with_remedy("explain the statements of a set one by one")),
     }
 }
 
@@ -151,7 +163,7 @@ fn statement_set(tokens: &[TokenWithSpan]) -> Result<Statement> {
             Error::statement("the statement set is empty").with_remedy("put INSERT statements between BEGIN and END")
         );
     }
-    Ok(Statement::StatementSet(statements))
+    Ok(Statement::Set(statements))
 }
 
 fn insert(tokens: Vec<TokenWithSpan>) -> Result<DFStatement> {

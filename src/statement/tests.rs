@@ -105,13 +105,16 @@ fn columns_that_are_computed_and_watermarks() {
     let (rest, clauses) = table(
         "CREATE TABLE IF NOT EXISTS t (a INT NOT NULL COMMENT 'x', c AS a < 5 AND a > 2, b VARCHAR(3), \
          `Ts` TIMESTAMP(3), WATERMARK FOR `Ts` AS `Ts` - INTERVAL '5' SECOND, PRIMARY KEY (a, b) NOT ENFORCED) \
-         PARTITIONED BY (b) WITH ('connector' = 'x')",
+         COMMENT 'of it' PARTITIONED BY (b) WITH ('connector' = 'x')",
     );
     assert!(
         rest.starts_with("CREATE TABLE IF NOT EXISTS t (a INT NOT NULL, b VARCHAR(3), `Ts` TIMESTAMP(3))"),
         "{rest}"
     );
-    assert!(rest.contains("WITH ('connector' = 'x')"), "{rest}");
+    assert!(
+        rest.contains("WITH ('connector' = 'x')") && !rest.contains("COMMENT"),
+        "{rest}"
+    );
     let columns: Vec<String> = clauses
         .columns
         .iter()
@@ -217,7 +220,7 @@ fn watermarks_that_are_not_complete() {
 
 #[test]
 fn statement_sets() {
-    let Ok(Statement::StatementSet(inserts)) = parse(
+    let Ok(Statement::Set(inserts)) = parse(
         "EXECUTE STATEMENT SET BEGIN\nINSERT INTO a SELECT CASE WHEN x THEN 1 END FROM t;;\nINSERT INTO b SELECT * FROM TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' DAY);\nEND;",
     ) else {
         panic!("no set");

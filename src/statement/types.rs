@@ -262,7 +262,12 @@ fn restore_type(data_type: &DataType, zone: Option<&str>) -> DataType {
                 other => other.clone(),
             },
             [key, value] if key.name() == MAP_KEY && value.name() == MAP_VALUE => {
-                let key = Field::new("key", restore_type(key.data_type(), zone), false);
+                let key = match restore_type(key.data_type(), zone) {
+                    // DataFusion looks for a literal among the keys, and does not compare it with views.
+                    DataType::Utf8View => DataType::Utf8,
+                    other => other,
+                };
+                let key = Field::new("key", key, false);
                 let value = Field::new("value", restore_type(value.data_type(), zone), true);
                 let entries = Field::new("entries", DataType::Struct(vec![key, value].into()), false);
                 DataType::Map(Arc::new(entries), false)

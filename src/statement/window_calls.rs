@@ -4,7 +4,7 @@
 
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
-use super::tokens::{Edits, after, closing, end_of_name, first_from, is_word, token_at, word_at};
+use super::tokens::{Edits, after, closing, end_of_name, first_from, is_word, token_at, word_at, words_from};
 use crate::error::{Error, Result};
 
 /// The functions whose value is a table with windows.
@@ -128,7 +128,24 @@ fn rewrite_partition_by(tokens: &[TokenWithSpan], partition: usize, edits: &mut 
     edits.drop_token(by);
 }
 
-/// Refuses what would be read as something else: EMIT clauses, and functions of the watermark.
+/// `TUMBLE_START(..)` and its like, and `GROUP BY TUMBLE(..)`: the windows that Flink had before those in FROM.
+fn is_group_window(tokens: &[TokenWithSpan], index: usize) -> bool {
+    let Token::Word(word) = &tokens[index].token else {
+        return false;
+    };
+    let is_call = || token_at(tokens, after(tokens, index), &Token::LParen);
+    let of_window = word.value.to_uppercase().split_once('_').is_some_and(|(window, part)| {
+        ["TUMBLE", "HOP", "SESSION"].contains(&window) && ["START", "END", "ROWTIME", "PROCTIME"].contains(&part)
+    });
+    if word.quote_style.is_none() && of_window {
+        return is_call();
+    }
+    let after_by = words_from(tokens, index, &["GROUP", "BY"]);
+    let grouped = after_by.and_then(|place| first_from(tokens, place));
+    grouped.is_some_and(|call| opens_call(tokens, call).is_some())
+}
+
+/// Refuses what would be read as something else: EMIT clauses, group windows, and functions of the watermark.
 ///
 /// # Errors
 /// When the statement holds one.
@@ -146,6 +163,13 @@ pub(super) fn refuse(tokens: &[TokenWithSpan]) -> Result<()> {
                     "leave it out: windows emit when the watermark passes their end, other results with each change",
                 ));
             }
+        }
+        if is_group_window(tokens, index) {
+            return Err(
+                Error::unsupported(format!("the group window {} is not supported", token.token)).with_remedy(
+                    "use the table: FROM TUMBLE(TABLE t, DESCRIPTOR(ts), ..) GROUP BY window_start, window_end",
+                ),
+            );
         }
         if is_word(&token.token, "CURRENT_WATERMARK") && token_at(tokens, next, &Token::LParen) {
             return Err(Error::unsupported("CURRENT_WATERMARK is not supported")

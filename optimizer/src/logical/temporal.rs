@@ -119,6 +119,10 @@ pub fn bind_temporal_joins(plan: LogicalPlan) -> Result<LogicalPlan> {
             return Ok(Transformed::no(LogicalPlan::Join(join)));
         };
         bound += 1;
+        // The plan of a view is bound already.
+        if join.filter.as_ref().and_then(split_temporal).is_some() {
+            return Ok(Transformed::no(LogicalPlan::Join(join)));
+        }
         Ok(Transformed::yes(bind(join, &time)?))
     })?;
     if bound < tables {

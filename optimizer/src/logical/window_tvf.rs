@@ -182,4 +182,9 @@ impl UserDefinedLogicalNodeCore for WindowTvf {
         let passed_on = output_columns.iter().copied().filter(|column| *column < width);
         Some(vec![passed_on.collect()])
     }
+
+    /// Each row comes out at least once; but what session it is in, rows after it may decide.
+    fn supports_limit_pushdown(&self) -> bool {
+        !matches!(self.window, WindowKind::Session { .. })
+    }
 }

@@ -89,6 +89,8 @@ fn input_column(operator: &OperatorSpec, column: usize) -> Option<usize> {
             None => Some(column),
         },
         OperatorSpec::RuntimeFilter(_) => Some(column),
+        // The windows of a row depend on that row only; their bounds are the last three columns.
+        OperatorSpec::WindowAssign(assign) => (column + 3 < assign.schema.0.fields().len()).then_some(column),
         OperatorSpec::Project(project) => plain(&project.exprs),
         // A group loses all of its rows or none.
         OperatorSpec::Aggregate(aggregate) => plain(&aggregate.group_by),
