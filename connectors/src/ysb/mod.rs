@@ -14,6 +14,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::catalog::TableProvider;
 use datafusion::error::Result as DataFusionResult;
+use parking_lot::Mutex;
 use thalweg_engine::Result;
 
 use crate::Options;
@@ -62,6 +63,7 @@ pub fn create_table(columns: SchemaRef, options: &BTreeMap<String, String>) -> R
             schema: Arc::new(full.project(projection)?),
             projection: projection.to_vec(),
             deal: Interleave::new(splits, block),
+            spare: (0..splits).map(|_| Mutex::default()).collect(),
         }))
     };
     Ok(Arc::new(GeneratedTable {
