@@ -38,16 +38,16 @@ impl NexmarkRows {
     pub(super) fn try_new(
         events: Arc<Events>,
         shape: Shape,
+        full: &SchemaRef,
         projection: &[usize],
         pushdown: bool,
         deal: Interleave,
     ) -> Result<Self, ArrowError> {
-        let full = shape.schema();
         Ok(Self {
             events,
             shape,
             schema: Arc::new(full.project(projection)?),
-            full,
+            full: Arc::clone(full),
             projection: projection.to_vec(),
             pushdown,
             deal,

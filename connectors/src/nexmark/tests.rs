@@ -445,6 +445,22 @@ fn wrong_options_and_columns_are_named() {
     let of = |fields: &Schema| create_table(Arc::new(fields.clone()), &options(&[("nexmark.table", "bid")]));
     let right = Shape::Only(schema::Kind::Bid).schema();
     assert!(of(&right).is_ok());
+    let capitals: Vec<Field> = right
+        .fields()
+        .iter()
+        .map(|field| {
+            field
+                .as_ref()
+                .clone()
+                .with_name(field.name().to_uppercase())
+                .with_nullable(true)
+        })
+        .collect();
+    let named = of(&Schema::new(capitals)).unwrap().schema();
+    assert_eq!(
+        (named.field(0).name().as_str(), named.field(0).is_nullable()),
+        ("AUCTION", false)
+    );
     let wrong = right.project(&[0, 1]).unwrap();
     let message = of(&wrong).unwrap_err().to_string();
     assert!(

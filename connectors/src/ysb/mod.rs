@@ -52,7 +52,7 @@ pub fn create_table(columns: SchemaRef, options: &BTreeMap<String, String>) -> R
         Form::Typed => typed_schema(),
         Form::Json => Arc::new(Schema::new(vec![Field::new("line", DataType::Utf8View, false)])),
     };
-    check_columns("ysb", &columns, &schema)?;
+    let schema = check_columns("ysb", &columns, &schema)?;
     let made = Arc::new(Events::new(seed, campaigns, Ticks::new(BASE_TIME, per_second, 0)));
     let block = pace.map_or(BLOCK, |_| PACED_BLOCK);
     let full = Arc::clone(&schema);
@@ -87,7 +87,7 @@ pub fn create_campaigns(columns: SchemaRef, options: &BTreeMap<String, String>) 
     options.finish()?;
     let column = |name| Field::new(name, DataType::Int64, false);
     let schema = Arc::new(Schema::new(vec![column("ad_id"), column("campaign_id")]));
-    check_columns("ysb-campaigns", &columns, &schema)?;
+    let schema = check_columns("ysb-campaigns", &columns, &schema)?;
     let full = Arc::clone(&schema);
     let make = move |projection: &[usize], splits: usize| -> DataFusionResult<Arc<dyn Rows>> {
         Ok(Arc::new(CampaignRows {
