@@ -34,6 +34,7 @@ impl JavaRandom {
         }
     }
 
+    #[cfg(feature = "ysb")]
     pub(crate) fn next_long(&mut self) -> u64 {
         let high = (self.bits(32) as u64) << 32;
         high.wrapping_add(self.bits(32) as i64 as u64)
@@ -71,14 +72,15 @@ impl Pool {
     }
 
     /// A string.
+    #[cfg(feature = "ysb")]
     pub(crate) fn get(&self, index: usize) -> &str {
         self.strings.value(index)
     }
 
     /// A column of views that were taken from [`Self::views`] of this pool, or are 0, the empty string.
-    pub(crate) fn column(&self, views: Vec<u128>, nulls: Option<NullBuffer>) -> ArrayRef {
+    pub(crate) fn column(&self, views: ScalarBuffer<u128>, nulls: Option<NullBuffer>) -> ArrayRef {
         // SAFETY: views of this pool's strings point into `buffers`, which are theirs, in the same order; 0 is the
         // inline view of the empty string. To check each view again would cost more than to make the column.
-        Arc::new(unsafe { StringViewArray::new_unchecked(ScalarBuffer::from(views), Arc::clone(&self.buffers), nulls) })
+        Arc::new(unsafe { StringViewArray::new_unchecked(views, Arc::clone(&self.buffers), nulls) })
     }
 }

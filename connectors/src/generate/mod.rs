@@ -8,9 +8,11 @@ mod java;
 mod pace;
 mod scan;
 #[cfg(any(feature = "nexmark", feature = "ysb"))]
+mod spare;
+#[cfg(any(feature = "nexmark", feature = "ysb"))]
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(any(feature = "nexmark", feature = "ysb"))]
 mod ticks;
 
@@ -19,10 +21,14 @@ use std::fmt::Debug;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
+#[cfg(any(feature = "ysb", all(test, feature = "nexmark")))]
+pub(crate) use java::JavaRandom;
 #[cfg(any(feature = "nexmark", feature = "ysb"))]
-pub(crate) use java::{JavaRandom, Pool};
+pub(crate) use java::Pool;
 pub(crate) use pace::Pace;
 pub(crate) use scan::GeneratedExec;
+#[cfg(any(feature = "nexmark", feature = "ysb"))]
+pub(crate) use spare::Spare;
 #[cfg(any(feature = "nexmark", feature = "ysb"))]
 pub(crate) use table::{GeneratedTable, check_columns};
 #[cfg(any(feature = "nexmark", feature = "ysb"))]
@@ -62,7 +68,7 @@ impl Interleave {
         }
     }
 
-    #[cfg(feature = "datagen")]
+    #[cfg(any(feature = "nexmark", feature = "datagen"))]
     pub(crate) fn splits(self) -> usize {
         self.splits as usize
     }

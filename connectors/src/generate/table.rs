@@ -75,19 +75,25 @@ impl TableProvider for GeneratedTable {
     }
 }
 
-/// Checks the columns of a statement against those that the connector makes. None at all are right, too.
+/// The columns of a table: those that the connector makes, by the names that a statement declares. It may declare
+/// none. Capitals make no difference: an unquoted name has lost them before it comes here.
 ///
 /// # Errors
-/// When they differ; the message says how to declare them.
-pub(crate) fn check_columns(connector: &str, declared: &Schema, made: &Schema) -> Result<()> {
+/// When others are declared; the message says how to declare them.
+pub(crate) fn check_columns(connector: &str, declared: &Schema, made: &SchemaRef) -> Result<SchemaRef> {
     let same = |(declared, made): (&Arc<Field>, &Arc<Field>)| {
-        declared.name() == made.name()
+        declared.name().eq_ignore_ascii_case(made.name())
             && same_type(declared.data_type(), made.data_type())
             && (declared.is_nullable() || !made.is_nullable())
     };
     let count = declared.fields().len();
-    if count == 0 || count == made.fields().len() && declared.fields().iter().zip(made.fields()).all(same) {
-        return Ok(());
+    if count == 0 {
+        return Ok(Arc::clone(made));
+    }
+    let pairs = || declared.fields().iter().zip(made.fields());
+    if count == made.fields().len() && pairs().all(same) {
+        let named = pairs().map(|(declared, made)| made.as_ref().clone().with_name(declared.name()));
+        return Ok(Arc::new(Schema::new(named.collect::<Vec<_>>())));
     }
     let columns: Vec<String> = made
         .fields()
@@ -107,7 +113,8 @@ fn same_type(declared: &DataType, made: &DataType) -> bool {
         (DataType::Struct(declared), DataType::Struct(made)) => {
             declared.len() == made.len()
                 && declared.iter().zip(made).all(|(declared, made)| {
-                    declared.name() == made.name() && same_type(declared.data_type(), made.data_type())
+                    declared.name().eq_ignore_ascii_case(made.name())
+                        && same_type(declared.data_type(), made.data_type())
                 })
         }
         _ => declared == made,

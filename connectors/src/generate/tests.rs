@@ -65,7 +65,7 @@ fn times_are_the_quotient() {
     }
 }
 
-#[cfg(feature = "nexmark")]
+#[cfg(feature = "ysb")]
 #[test]
 fn the_random_numbers_are_javas() {
     // What `new java.util.Random(42)` gives.
@@ -73,4 +73,41 @@ fn the_random_numbers_are_javas() {
     let numbers: Vec<i32> = (0..5).map(|_| random.next_int(10)).collect();
     assert_eq!(numbers, [0, 3, 8, 4, 0]);
     assert_eq!(JavaRandom::new(42).next_long() as i64, -5_025_562_857_975_149_833);
+}
+
+/// The seconds that this thread has run, whatever else the machine does: for measurements run by hand, on Linux.
+#[cfg(any(feature = "nexmark", feature = "ysb"))]
+pub(crate) fn cpu_seconds() -> f64 {
+    let statistics = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    let nanos: u64 = statistics.split_whitespace().next().unwrap().parse().unwrap();
+    nanos as f64 / 1e9
+}
+
+#[cfg(feature = "nexmark")]
+#[test]
+fn a_buffer_is_used_again_when_nobody_holds_it() {
+    let mut spare = Spare::default();
+    let first: Vec<i64> = spare.take(3, 5);
+    assert_eq!(first, [0; 5]);
+    let held = spare.give(3, vec![1i64, 2, 3]);
+    assert_eq!(spare.take::<i64>(3, 3), [0; 3], "it is held");
+    let slice = held.slice(1, 1);
+    drop(held);
+    assert_eq!(spare.take::<i64>(3, 3), [0; 3], "a part of it is held");
+    assert_eq!(slice, [2]);
+    drop(slice);
+    assert_eq!(spare.take::<i64>(2, 1), [0], "another column's");
+    assert_eq!(spare.take::<i64>(3, 4), [1, 2, 3, 0]);
+    assert_eq!(spare.take::<i64>(3, 1), [0], "it was given away");
+    // Held ones are forgotten before they are too many.
+    let held: Vec<_> = (1..100i64)
+        .map(|number| {
+            let values: Vec<i64> = spare.take(0, 1);
+            assert_eq!(values, [0]);
+            spare.give(0, vec![number; 1])
+        })
+        .collect();
+    drop(held);
+    let kept = std::iter::from_fn(|| Some(spare.take::<i64>(0, 1)).filter(|values| *values != [0]));
+    assert!((1..10).contains(&kept.count()));
 }

@@ -34,6 +34,7 @@ impl Ticks {
     }
 
     /// The time of one event.
+    #[cfg(feature = "nexmark")]
     #[inline]
     pub(crate) fn at(&self, event: u64) -> i64 {
         let millis = event.wrapping_mul(1000) / self.per_second;

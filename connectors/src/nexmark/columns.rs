@@ -7,8 +7,9 @@ use arrow::buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
+use parking_lot::Mutex;
 
-use crate::generate::{Interleave, Rows};
+use crate::generate::{Interleave, Rows, Spare};
 use crate::nexmark::events::{EPOCH, Events, Run};
 use crate::nexmark::schema::{Kind, Shape};
 
@@ -29,26 +30,29 @@ pub(super) struct NexmarkRows {
     pushdown: bool,
     deal: Interleave,
     pattern: Pattern,
+    /// By split.
+    spare: Vec<Mutex<Spare>>,
 }
 
 impl NexmarkRows {
     pub(super) fn try_new(
         events: Arc<Events>,
         shape: Shape,
+        full: &SchemaRef,
         projection: &[usize],
         pushdown: bool,
         deal: Interleave,
     ) -> Result<Self, ArrowError> {
-        let full = shape.schema();
         Ok(Self {
             events,
             shape,
             schema: Arc::new(full.project(projection)?),
-            full,
+            full: Arc::clone(full),
             projection: projection.to_vec(),
             pushdown,
             deal,
             pattern: Pattern::new(PATTERN_ROWS),
+            spare: (0..deal.splits()).map(|_| Mutex::default()).collect(),
         })
     }
 
@@ -84,29 +88,35 @@ impl NexmarkRows {
         runs
     }
 
-    fn columns(&self, wanted: &[usize], runs: &[Run], rows: usize) -> Result<Vec<ArrayRef>, ArrowError> {
+    fn columns(
+        &self,
+        wanted: &[usize],
+        runs: &[Run],
+        rows: usize,
+        spare: &mut Spare,
+    ) -> Result<Vec<ArrayRef>, ArrowError> {
         match self.shape {
-            Shape::All => self.all(wanted, runs, rows),
-            Shape::Only(kind) => Ok(self.flat(kind, wanted, runs, rows)),
+            Shape::All => self.all(wanted, runs, rows, spare),
+            Shape::Only(kind) => Ok(self.flat(kind, wanted, runs, rows, spare)),
         }
     }
 
-    fn flat(&self, kind: Kind, wanted: &[usize], runs: &[Run], rows: usize) -> Vec<ArrayRef> {
+    fn flat(&self, kind: Kind, wanted: &[usize], runs: &[Run], rows: usize, spare: &mut Spare) -> Vec<ArrayRef> {
         let ts = kind.columns().len();
         let own: Vec<usize> = wanted.iter().copied().filter(|column| *column < ts).collect();
         let mut made = match own.is_empty() {
             true => Vec::new(),
-            false => self.events.columns(kind, own.into_iter(), runs, rows, None),
+            false => self.events.columns(kind, own.into_iter(), runs, rows, None, spare),
         }
         .into_iter();
         let column = |column: &usize| match *column < ts {
             true => made.next(),
-            false => Some(self.events.times(runs, rows)),
+            false => Some(self.events.times(runs, rows, spare)),
         };
         wanted.iter().filter_map(column).collect()
     }
 
-    fn all(&self, wanted: &[usize], runs: &[Run], rows: usize) -> Result<Vec<ArrayRef>, ArrowError> {
+    fn all(&self, wanted: &[usize], runs: &[Run], rows: usize, spare: &mut Spare) -> Result<Vec<ArrayRef>, ArrowError> {
         let start = runs.first().map_or(0, |run| run.offset as usize);
         let larger;
         let pattern = match start + rows <= PATTERN_ROWS {
@@ -116,21 +126,21 @@ impl NexmarkRows {
                 &larger
             }
         };
-        let structure = |kind: Kind| -> Result<ArrayRef, ArrowError> {
+        let structure = |kind: Kind, spare: &mut Spare| -> Result<ArrayRef, ArrowError> {
             let nulls = pattern.nulls(kind, start, rows);
             // The fields are NULL with the structure, so that it does not matter how a reader takes them out of it.
             let columns = self
                 .events
-                .columns(kind, 0..kind.columns().len(), runs, rows, Some(&nulls));
+                .columns(kind, 0..kind.columns().len(), runs, rows, Some(&nulls), spare);
             let made = StructArray::try_new(kind.fields(true), columns, Some(nulls))?;
             Ok(Arc::new(made))
         };
         let column = |column: &usize| match *column {
             0 => Ok(pattern.types(start, rows)),
-            1 => structure(Kind::Person),
-            2 => structure(Kind::Auction),
-            3 => structure(Kind::Bid),
-            _ => Ok(self.events.times(runs, rows)),
+            1 => structure(Kind::Person, spare),
+            2 => structure(Kind::Auction, spare),
+            3 => structure(Kind::Bid, spare),
+            _ => Ok(self.events.times(runs, rows, spare)),
         };
         wanted.iter().map(column).collect()
     }
@@ -154,13 +164,14 @@ impl Rows for NexmarkRows {
 
     fn batch(&self, split: usize, first: u64, count: usize) -> Result<RecordBatch, ArrowError> {
         let runs = self.runs(split, first, count);
+        let spare = &mut *self.spare[split].lock();
         let options = RecordBatchOptions::new().with_row_count(Some(count));
         if self.pushdown {
-            let columns = self.columns(&self.projection, &runs, count)?;
+            let columns = self.columns(&self.projection, &runs, count, spare)?;
             return RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options);
         }
         let every: Vec<usize> = (0..self.full.fields().len()).collect();
-        let columns = self.columns(&every, &runs, count)?;
+        let columns = self.columns(&every, &runs, count, spare)?;
         RecordBatch::try_new_with_options(Arc::clone(&self.full), columns, &options)?.project(&self.projection)
     }
 }

@@ -1,10 +1,11 @@
 //! The arithmetic: what event `n` is, column by column.
 
-use arrow::array::{ArrayRef, Int64Array, TimestampMillisecondArray};
-use arrow::buffer::NullBuffer;
 use std::sync::Arc;
 
-use crate::generate::{Pool, SPREAD, Ticks, mix};
+use arrow::array::{ArrayRef, Int64Array, TimestampMillisecondArray};
+use arrow::buffer::{NullBuffer, ScalarBuffer};
+
+use crate::generate::{Pool, SPREAD, Spare, Ticks, mix};
 use crate::nexmark::schema::Kind;
 
 /// Events in a row of which 1 is a person, 3 are auctions and 46 are bids.
@@ -13,6 +14,10 @@ const POOL: usize = 1024;
 const POOL_SEED: u64 = 3;
 /// Auctions that stay open at a time, about.
 const OPEN: u64 = 100;
+
+/// Where in [`Spare`] the times are, and then the columns of each type.
+const TIMES: usize = 3 * COLUMNS_MAX;
+const COLUMNS_MAX: usize = 16;
 
 /// Consecutive events of one epoch, and where they are rows of a batch.
 #[derive(Clone, Copy, Debug)]
@@ -89,16 +94,16 @@ impl Events {
     }
 
     /// The times of all events of a batch.
-    pub(super) fn times(&self, runs: &[Run], rows: usize) -> ArrayRef {
-        let mut times = vec![0; rows];
+    pub(super) fn times(&self, runs: &[Run], rows: usize, spare: &mut Spare) -> ArrayRef {
+        let mut times = spare.take(TIMES, rows);
         for run in runs {
             self.ticks.fill(run.first(), &mut times[run.row..run.row + run.count]);
         }
-        Arc::new(TimestampMillisecondArray::new(times.into(), None))
+        Arc::new(TimestampMillisecondArray::new(spare.give(TIMES, times), None))
     }
 
-    /// Columns of the events of one type, by their places in [`Kind::columns`]. The rows of other events are 0 and
-    /// empty; `nulls` has them NULL.
+    /// Columns of the events of one type, by their places in [`Kind::columns`]. What the rows of other events hold
+    /// is undefined; `nulls` has them NULL.
     pub(super) fn columns(
         &self,
         kind: Kind,
@@ -106,30 +111,38 @@ impl Events {
         runs: &[Run],
         rows: usize,
         nulls: Option<&NullBuffer>,
+        spare: &mut Spare,
     ) -> Vec<ArrayRef> {
         let runs: Vec<Run> = runs.iter().filter_map(|run| run.part(kind)).collect();
-        let mut noise = vec![0; rows];
+        let mut noise = spare.take_noise(rows);
         for run in &runs {
             let start = run.first().wrapping_mul(SPREAD).wrapping_add(self.salt);
             for (i, noise) in noise[run.row..run.row + run.count].iter_mut().enumerate() {
                 *noise = mix(start.wrapping_add((i as u64).wrapping_mul(SPREAD)));
             }
         }
-        let part = Part {
+        let mut part = Part {
             runs: &runs,
             noise: &noise,
             nulls,
+            column: 0,
+            spare,
         };
-        wanted
-            .map(|column| match kind {
-                Kind::Person => self.person(column, &part),
-                Kind::Auction => self.auction(column, &part),
-                Kind::Bid => self.bid(column, &part),
+        let made = wanted
+            .map(|column| {
+                part.column = kind as usize * COLUMNS_MAX + column;
+                match kind {
+                    Kind::Person => self.person(column, &mut part),
+                    Kind::Auction => self.auction(column, &mut part),
+                    Kind::Bid => self.bid(column, &mut part),
+                }
             })
-            .collect()
+            .collect();
+        spare.give_noise(noise);
+        made
     }
 
-    fn person(&self, column: usize, part: &Part<'_>) -> ArrayRef {
+    fn person(&self, column: usize, part: &mut Part<'_>) -> ArrayRef {
         match column {
             0 => part.longs(|epoch, _, _| 1000 + epoch),
             1 | 3 => part.texts(&self.names, pooled),
@@ -140,7 +153,7 @@ impl Events {
         }
     }
 
-    fn auction(&self, column: usize, part: &Part<'_>) -> ArrayRef {
+    fn auction(&self, column: usize, part: &mut Part<'_>) -> ArrayRef {
         match column {
             0 => part.longs(|epoch, offset, _| 1000 + epoch * 3 + offset - 1),
             1 => part.texts(&self.names, pooled),
@@ -152,7 +165,7 @@ impl Events {
                     let open = 1 + (r >> 30) % self.open_millis;
                     self.ticks.at(epoch * EPOCH + offset).wrapping_add(open as i64) as u64
                 });
-                Arc::new(TimestampMillisecondArray::new(expires.into(), part.nulls.cloned()))
+                Arc::new(TimestampMillisecondArray::new(expires, part.nulls.cloned()))
             }
             6 => part.longs(|epoch, _, r| {
                 let hot = epoch / 100 * 100;
@@ -164,7 +177,7 @@ impl Events {
         }
     }
 
-    fn bid(&self, column: usize, part: &Part<'_>) -> ArrayRef {
+    fn bid(&self, column: usize, part: &mut Part<'_>) -> ArrayRef {
         match column {
             0 => part.longs(|epoch, _, r| {
                 let last = epoch * 3 + 2;
@@ -196,13 +209,16 @@ struct Part<'a> {
     /// The noise of each row.
     noise: &'a [u64],
     nulls: Option<&'a NullBuffer>,
+    /// The column that is being made, among those of all types.
+    column: usize,
+    spare: &'a mut Spare,
 }
 
 impl Part<'_> {
     /// A value for each event, of epoch, place in the epoch and noise.
     #[inline]
-    fn values(&self, value: impl Fn(u64, u64, u64) -> u64) -> Vec<i64> {
-        let mut values = vec![0i64; self.noise.len()];
+    fn values(&mut self, value: impl Fn(u64, u64, u64) -> u64) -> ScalarBuffer<i64> {
+        let mut values: Vec<i64> = self.spare.take(self.column, self.noise.len());
         for run in self.runs {
             let rows = run.row..run.row + run.count;
             let noise = &self.noise[rows.clone()];
@@ -210,17 +226,18 @@ impl Part<'_> {
                 *out = value(run.epoch, run.offset + i as u64, *noise) as i64;
             }
         }
-        values
+        self.spare.give(self.column, values)
     }
 
     #[inline]
-    fn longs(&self, value: impl Fn(u64, u64, u64) -> u64) -> ArrayRef {
-        Arc::new(Int64Array::new(self.values(value).into(), self.nulls.cloned()))
+    fn longs(&mut self, value: impl Fn(u64, u64, u64) -> u64) -> ArrayRef {
+        Arc::new(Int64Array::new(self.values(value), self.nulls.cloned()))
     }
 
     #[inline]
-    fn texts(&self, pool: &Pool, choose: impl Fn(u64) -> usize) -> ArrayRef {
-        let mut views = vec![0u128; self.noise.len()];
+    fn texts(&mut self, pool: &Pool, choose: impl Fn(u64) -> usize) -> ArrayRef {
+        // Views of an earlier batch are of the same column, so of the same pool.
+        let mut views: Vec<u128> = self.spare.take(self.column, self.noise.len());
         let choices = pool.views();
         for run in self.runs {
             let rows = run.row..run.row + run.count;
@@ -229,6 +246,6 @@ impl Part<'_> {
                 *out = choices[choose(*noise)];
             }
         }
-        pool.column(views, self.nulls.cloned())
+        pool.column(self.spare.give(self.column, views), self.nulls.cloned())
     }
 }

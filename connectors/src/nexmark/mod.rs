@@ -54,8 +54,8 @@ pub fn create_table(columns: SchemaRef, options: &BTreeMap<String, String>) -> R
     let pace = options.take_positive("rows-per-second")?;
     let seed: u64 = options.take_parsed("seed")?.unwrap_or(0);
     options.finish()?;
-    let schema = shape.schema();
-    check_columns("nexmark", &columns, &schema)?;
+    let schema = check_columns("nexmark", &columns, &shape.schema())?;
+    let full = Arc::clone(&schema);
     let events_made = Arc::new(Events::new(seed, Ticks::new(base, per_second, disorder)));
     let block = EPOCH
         * match pace {
@@ -64,7 +64,7 @@ pub fn create_table(columns: SchemaRef, options: &BTreeMap<String, String>) -> R
         };
     let make = move |projection: &[usize], splits: usize| -> DataFusionResult<Arc<dyn Rows>> {
         let deal = Interleave::new(splits, block);
-        let rows = NexmarkRows::try_new(Arc::clone(&events_made), shape, projection, pushdown, deal)?;
+        let rows = NexmarkRows::try_new(Arc::clone(&events_made), shape, &full, projection, pushdown, deal)?;
         Ok(Arc::new(rows))
     };
     Ok(Arc::new(GeneratedTable {

@@ -52,7 +52,8 @@ impl Kind {
                 ("id", Long),
                 ("item", Text),
                 ("description", Text),
-                ("initialBid", Long),
+                // `initialBid` without quotes, which SQL reads so.
+                ("initialbid", Long),
                 ("reserve", Long),
                 ("expires", Time),
                 ("seller", Long),

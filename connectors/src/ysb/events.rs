@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, StringViewArray, TimestampMillisecondArray};
 use arrow::buffer::{Buffer, ScalarBuffer};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{ArrowNativeType, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
+use parking_lot::Mutex;
 
-use crate::generate::{Interleave, JavaRandom, Pool, Rows, SPREAD, Ticks, mix};
+use crate::generate::{Interleave, JavaRandom, Pool, Rows, SPREAD, Spare, Ticks, mix};
 
 /// Ads of a campaign.
 pub(super) const ADS: u64 = 10;
@@ -86,8 +87,7 @@ impl Events {
         mix((noise >> 1) % self.ads) as i64
     }
 
-    fn times(&self, runs: &[Run], rows: usize) -> Vec<i64> {
-        let mut times = vec![0; rows];
+    fn times(&self, runs: &[Run], mut times: Vec<i64>) -> Vec<i64> {
         for run in runs {
             let mut first = run.first;
             for stretch in times[run.row..run.row + run.count].chunks_mut(STRETCH) {
@@ -98,24 +98,30 @@ impl Events {
         times
     }
 
-    fn column(&self, column: usize, runs: &[Run], rows: usize) -> ArrayRef {
+    fn column(&self, column: usize, runs: &[Run], rows: usize, spare: &mut Spare) -> ArrayRef {
+        let mut maker = Maker {
+            runs,
+            rows,
+            column,
+            spare,
+        };
         match column {
-            0 => texts(runs, rows, &self.uuids, |event| user(self.noise(event))),
-            1 => texts(runs, rows, &self.uuids, |event| page(self.noise(event))),
-            2 => Arc::new(Int64Array::new(
-                each(runs, rows, |event| self.ad(self.noise(event))).into(),
-                None,
-            )),
-            3 => texts(runs, rows, &self.ad_types, |event| ad_type(self.noise(event))),
-            4 => texts(runs, rows, &self.kinds, kind),
-            5 => Arc::new(TimestampMillisecondArray::new(self.times(runs, rows).into(), None)),
-            _ => self.address.column(vec![self.address.views()[0]; rows], None),
+            0 => maker.texts(&self.uuids, |event| user(self.noise(event))),
+            1 => maker.texts(&self.uuids, |event| page(self.noise(event))),
+            2 => Arc::new(Int64Array::new(maker.values(|event| self.ad(self.noise(event))), None)),
+            3 => maker.texts(&self.ad_types, |event| ad_type(self.noise(event))),
+            4 => maker.texts(&self.kinds, kind),
+            5 => {
+                let times = self.times(runs, spare.take(column, rows));
+                Arc::new(TimestampMillisecondArray::new(spare.give(column, times), None))
+            }
+            _ => maker.texts(&self.address, |_| 0),
         }
     }
 
     /// The events as JSON, in one buffer.
     fn lines(&self, runs: &[Run], rows: usize) -> ArrayRef {
-        let times = self.times(runs, rows);
+        let times = self.times(runs, vec![0; rows]);
         let mut text: Vec<u8> = Vec::with_capacity(rows * 224);
         let mut views = Vec::with_capacity(rows);
         let (mut ad, mut time) = (itoa::Buffer::new(), itoa::Buffer::new());
@@ -175,21 +181,31 @@ fn kind(event: u64) -> usize {
     (event % 3) as usize
 }
 
-#[inline]
-fn each<T: Copy + Default>(runs: &[Run], rows: usize, value: impl Fn(u64) -> T) -> Vec<T> {
-    let mut values = vec![T::default(); rows];
-    for run in runs {
-        for (i, out) in values[run.row..run.row + run.count].iter_mut().enumerate() {
-            *out = value(run.first + i as u64);
-        }
-    }
-    values
+/// A column being made.
+struct Maker<'a> {
+    runs: &'a [Run],
+    rows: usize,
+    column: usize,
+    spare: &'a mut Spare,
 }
 
-#[inline]
-fn texts(runs: &[Run], rows: usize, pool: &Pool, choose: impl Fn(u64) -> usize) -> ArrayRef {
-    let choices = pool.views();
-    pool.column(each(runs, rows, |event| choices[choose(event)]), None)
+impl Maker<'_> {
+    #[inline]
+    fn values<T: ArrowNativeType>(&mut self, value: impl Fn(u64) -> T) -> ScalarBuffer<T> {
+        let mut values: Vec<T> = self.spare.take(self.column, self.rows);
+        for run in self.runs {
+            for (i, out) in values[run.row..run.row + run.count].iter_mut().enumerate() {
+                *out = value(run.first + i as u64);
+            }
+        }
+        self.spare.give(self.column, values)
+    }
+
+    #[inline]
+    fn texts(&mut self, pool: &Pool, choose: impl Fn(u64) -> usize) -> ArrayRef {
+        let choices = pool.views();
+        pool.column(self.values(|event| choices[choose(event)]), None)
+    }
 }
 
 /// The runs that rows `first .. first + count` of a split are made of.
@@ -217,6 +233,8 @@ pub(super) struct EventRows {
     pub(super) schema: SchemaRef,
     pub(super) projection: Vec<usize>,
     pub(super) deal: Interleave,
+    /// By split.
+    pub(super) spare: Vec<Mutex<Spare>>,
 }
 
 impl Rows for EventRows {
@@ -239,8 +257,9 @@ impl Rows for EventRows {
             )));
         }
         let runs = runs(self.deal, split, first, count);
+        let mut spare = self.spare[split].lock();
         let column = |column: &usize| match self.form {
-            Form::Typed => self.events.column(*column, &runs, count),
+            Form::Typed => self.events.column(*column, &runs, count, &mut spare),
             Form::Json => self.events.lines(&runs, count),
         };
         let columns = self.projection.iter().map(column).collect();
@@ -273,11 +292,12 @@ impl Rows for CampaignRows {
     fn batch(&self, split: usize, first: u64, count: usize) -> Result<RecordBatch, ArrowError> {
         let runs = runs(self.deal, split, first, count);
         let column = |column: &usize| -> ArrayRef {
-            let ids = match column {
-                0 => each(&runs, count, |ad| mix(ad) as i64),
-                _ => each(&runs, count, |ad| mix(ad / ADS + CAMPAIGNS) as i64),
+            let ads = runs.iter().flat_map(|run| run.first..run.first + run.count as u64);
+            let id = |ad: u64| match column {
+                0 => mix(ad) as i64,
+                _ => mix(ad / ADS + CAMPAIGNS) as i64,
             };
-            Arc::new(Int64Array::new(ids.into(), None))
+            Arc::new(Int64Array::from_iter_values(ads.map(id)))
         };
         let columns = self.projection.iter().map(column).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(count));

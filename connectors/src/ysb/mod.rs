@@ -14,6 +14,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::catalog::TableProvider;
 use datafusion::error::Result as DataFusionResult;
+use parking_lot::Mutex;
 use thalweg_engine::Result;
 
 use crate::Options;
@@ -51,7 +52,7 @@ pub fn create_table(columns: SchemaRef, options: &BTreeMap<String, String>) -> R
         Form::Typed => typed_schema(),
         Form::Json => Arc::new(Schema::new(vec![Field::new("line", DataType::Utf8View, false)])),
     };
-    check_columns("ysb", &columns, &schema)?;
+    let schema = check_columns("ysb", &columns, &schema)?;
     let made = Arc::new(Events::new(seed, campaigns, Ticks::new(BASE_TIME, per_second, 0)));
     let block = pace.map_or(BLOCK, |_| PACED_BLOCK);
     let full = Arc::clone(&schema);
@@ -62,6 +63,7 @@ pub fn create_table(columns: SchemaRef, options: &BTreeMap<String, String>) -> R
             schema: Arc::new(full.project(projection)?),
             projection: projection.to_vec(),
             deal: Interleave::new(splits, block),
+            spare: (0..splits).map(|_| Mutex::default()).collect(),
         }))
     };
     Ok(Arc::new(GeneratedTable {
@@ -85,7 +87,7 @@ pub fn create_campaigns(columns: SchemaRef, options: &BTreeMap<String, String>) 
     options.finish()?;
     let column = |name| Field::new(name, DataType::Int64, false);
     let schema = Arc::new(Schema::new(vec![column("ad_id"), column("campaign_id")]));
-    check_columns("ysb-campaigns", &columns, &schema)?;
+    let schema = check_columns("ysb-campaigns", &columns, &schema)?;
     let full = Arc::clone(&schema);
     let make = move |projection: &[usize], splits: usize| -> DataFusionResult<Arc<dyn Rows>> {
         Ok(Arc::new(CampaignRows {
