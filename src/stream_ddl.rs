@@ -247,6 +247,10 @@ impl Session {
     pub(crate) fn execute_set(&self, inserts: Vec<DFStatement>) -> Result<Outcome> {
         let plans = inserts.into_iter().map(|insert| self.plan(insert));
         let plans = plans.collect::<Result<Vec<_>>>()?;
+        let streaming = plans.iter().map(|plan| self.is_streaming(plan));
+        if streaming.collect::<Result<Vec<_>>>()?.contains(&true) {
+            return Ok(Outcome::Rows(self.run_streaming_set(&plans)?));
+        }
         let mut schema = None;
         let mut counts = Vec::new();
         for plan in plans {
