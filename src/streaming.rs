@@ -11,6 +11,7 @@ use datafusion::logical_expr::LogicalPlan;
 use thalweg_engine::data::{RowKind, is_changelog, without_row_kind};
 use thalweg_engine::plan::{JobGraph, OperatorSpec};
 use thalweg_optimizer::StreamingOptions;
+use thalweg_optimizer::logical::with_stable_names;
 
 use crate::config::{RuntimeMode, SessionConfig};
 use crate::error::Result;
@@ -65,11 +66,8 @@ impl Session {
 
     /// Optimizes a plan of streaming mode.
     pub(crate) fn optimize_streaming(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
-        let mut state = self.state();
-        // It gives the same expression another name each time: equal subtrees, which are to run once, would differ.
-        let options = state.config_mut().options_mut();
-        options.optimizer.enable_leaf_expression_pushdown = false;
-        Ok(state.optimize(plan)?)
+        // Equal subtrees run once, and must therefore look the same.
+        Ok(with_stable_names(self.state().optimize(plan)?)?)
     }
 
     /// Runs several INSERTs as one streaming job; the counts of their rows, in any order.

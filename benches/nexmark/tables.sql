@@ -2,7 +2,7 @@
 CREATE TABLE nexmark (
     event_type INT,
     person ROW<id BIGINT, name STRING, email STRING, card STRING, city STRING, state STRING, extra STRING>,
-    auction ROW<id BIGINT, item STRING, description STRING, "initialBid" BIGINT, reserve BIGINT, expires TIMESTAMP(3),
+    auction ROW<id BIGINT, item STRING, description STRING, initialbid BIGINT, reserve BIGINT, expires TIMESTAMP(3),
                 seller BIGINT, category BIGINT, extra STRING>,
     bid ROW<auction BIGINT, bidder BIGINT, price BIGINT, channel STRING, url STRING, extra STRING>,
     ts TIMESTAMP(3),
@@ -16,7 +16,7 @@ FROM nexmark WHERE event_type = 0;
 
 CREATE VIEW auction AS
 SELECT auction.id AS id, auction.item AS item, auction.description AS description,
-       auction."initialBid" AS initial_bid, auction.reserve AS reserve, auction.expires AS expires,
+       auction.initialbid AS initial_bid, auction.reserve AS reserve, auction.expires AS expires,
        auction.seller AS seller, auction.category AS category, auction.extra AS extra, ts
 FROM nexmark WHERE event_type = 1;
 

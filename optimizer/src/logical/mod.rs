@@ -1,5 +1,6 @@
 //! What streaming SQL adds to DataFusion's logical plans: watermarks, windows as tables, tables as of a time.
 
+mod stable_names;
 mod temporal;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use datafusion::common::tree_node::Transformed;
 use datafusion::common::{Column, DFSchema, DataFusionError};
 use datafusion::logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalNode};
 
+pub use stable_names::with_stable_names;
 pub use temporal::{TemporalTable, bind_temporal_joins, split_temporal, temporal_at};
 pub use watermark::WatermarkNode;
 pub use window_tvf::{WINDOW_END, WINDOW_START, WINDOW_TIME, WindowTvf};

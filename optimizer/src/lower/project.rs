@@ -89,7 +89,7 @@ impl Lowering<'_> {
     }
 
     /// Restricts the last operator's output to `wanted`; `None` when it cannot drop columns by itself.
-    fn narrow(&mut self, mut stream: Stream, wanted: &[usize]) -> Result<Option<Stream>> {
+    pub(super) fn narrow(&mut self, mut stream: Stream, wanted: &[usize]) -> Result<Option<Stream>> {
         let [tail] = stream.tails[..] else {
             return Ok(None);
         };

@@ -258,10 +258,32 @@ impl Lowering<'_> {
             filter: sides.filter.clone(),
             schema: SchemaSpec(Arc::clone(&output)),
         });
-        let mut flow = self.meet(&sides, operator, output, true);
+        let mut flow = if let TemporalTime::Processing { bounded: true } = time {
+            self.look_up(&sides, operator, output)
+        } else {
+            self.meet(&sides, operator, output, true)
+        };
         flow.rowtimes.clone_from(&sides.left.rowtimes);
         flow.proctimes.clone_from(&sides.left.proctimes);
         Ok(flow)
+    }
+
+    /// The right side to every subtask of the left, which stays where it is: what is looked up in is small.
+    fn look_up(&mut self, sides: &Sides, operator: OperatorSpec, output: SchemaRef) -> Flow {
+        let parallelism = sides.left.stream.parallelism;
+        let vertex = self.add_vertex(operator, parallelism, &output);
+        self.connect_forward(&sides.left.stream, vertex, 0);
+        self.connect_all(&sides.right.stream, vertex, 1, &Partitioning::Broadcast);
+        let stream = Stream {
+            tails: vec![vertex],
+            schema: output,
+            parallelism,
+            hashed: Vec::new(),
+            ordering: Vec::new(),
+            estimate: sides.left.stream.estimate.clone(),
+            handled_filters: Vec::new(),
+        };
+        Flow::new(stream, sides.left.bounded && sides.right.bounded)
     }
 
     /// Both sides to a vertex that starts with `operator`: by their keys, or all to one subtask.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::SchemaRef;
 use datafusion::common::DFSchema;
-use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::utils::{conjunction, split_conjunction};
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, Projection, Union, Unnest};
 use datafusion::physical_expr::expressions::lit;
 use thalweg_engine::Result;
@@ -13,9 +14,10 @@ use thalweg_engine::plan::{FilterSpec, OperatorSpec, ProjectSpec, ScalarExpr, Sc
 use super::flow::Flow;
 use super::rank::RankPattern;
 use super::refused;
+use crate::logical::temporal_at;
 use crate::lower::Lowering;
 use crate::lower::project::output_schema;
-use crate::properties::{Physical, column, scalar_exprs};
+use crate::properties::{Physical, Stream, column, scalar_exprs};
 
 impl Lowering<'_> {
     /// A filter; with a number of rows in it, the first rows of each partition. `numbered`: whether that number is wanted
@@ -30,7 +32,14 @@ impl Lowering<'_> {
 
     /// Keeps the rows for which `predicate` over `schema` holds.
     pub(super) fn keep(&mut self, predicate: &Expr, schema: &DFSchema, mut flow: Flow) -> Result<Flow> {
-        let expr = self.physical(predicate, schema)?;
+        // The mark of a temporal join is true for all rows; the optimizer may have copied it to where it means nothing.
+        let mark = temporal_at();
+        let is_mark = |expr: &Expr| matches!(expr, Expr::ScalarFunction(call) if call.func.as_ref() == mark.as_ref());
+        let parts = split_conjunction(predicate).into_iter().filter(|part| !is_mark(part));
+        let Some(predicate) = conjunction(parts.cloned()) else {
+            return Ok(flow);
+        };
+        let expr = self.physical(&predicate, schema)?;
         let operator = OperatorSpec::Filter(FilterSpec {
             predicate: ScalarExpr::new(expr, Arc::clone(&flow.stream.schema)),
             projection: None,
@@ -94,6 +103,10 @@ impl Lowering<'_> {
         if identity {
             return Ok(flow);
         }
+        if let Some(narrowed) = self.narrow_filter(&input, &outputs, &schema)? {
+            flow.stream = narrowed;
+            return Ok(flow);
+        }
         let mut stream = input.stream;
         stream.project_properties(&outputs, &schema);
         let operator = OperatorSpec::Project(ProjectSpec {
@@ -102,6 +115,23 @@ impl Lowering<'_> {
         });
         flow.stream = self.chain(stream, operator, schema);
         Ok(flow)
+    }
+
+    /// Lets a filter that ends the chain drop columns itself, where that is all that a projection does.
+    fn narrow_filter(&mut self, input: &Flow, outputs: &[Physical], schema: &SchemaRef) -> Result<Option<Stream>> {
+        let [tail] = input.stream.tails[..] else {
+            return Ok(None);
+        };
+        let columns: Option<Vec<usize>> = outputs.iter().map(crate::properties::column_index).collect();
+        let (Some(columns), false) = (columns, self.streaming.closed.contains(&tail)) else {
+            return Ok(None);
+        };
+        let filters = matches!(self.graph.vertices[tail].chain.last(), Some(OperatorSpec::Filter(_)));
+        let same_names = input.stream.schema.project(&columns)?.fields() == schema.fields();
+        if filters && same_names {
+            return self.narrow(input.stream.clone(), &columns);
+        }
+        Ok(None)
     }
 
     pub(super) async fn stream_unnest(&mut self, unnest: &Unnest) -> Result<Flow> {
