@@ -187,14 +187,11 @@ async fn a_pace_lets_each_row_out_when_it_is_due() {
     assert_eq!(plan.properties().partitioning.partition_count(), 1);
     let mut stream = plan.execute(0, session.task_ctx()).unwrap();
     let start = tokio::time::Instant::now();
-    let (mut rows, mut batches) = (0, 0);
+    let mut rows = 0;
     while rows < 250 {
         let batch = stream.try_next().await.unwrap().unwrap();
         rows += batch.num_rows();
-        batches += 1;
         let due = start.elapsed().as_micros() as usize * 5000 / 1_000_000 + 1;
         assert!(rows <= due, "{rows} rows came when {due} were due");
     }
-    // In 50 ms a timer of milliseconds fires many times; how many is the machine's business.
-    assert!(batches > 2, "the rows came in {batches} batches");
 }

@@ -126,6 +126,27 @@ async fn every_ad_belongs_to_a_campaign() {
 }
 
 #[test]
+fn digits_are_those_of_the_standard_library() {
+    let mut digits = [0; events::DIGITS_MAX];
+    for number in [
+        0,
+        1,
+        -1,
+        9,
+        10,
+        -10,
+        99,
+        100,
+        1_600_000_000_000,
+        i64::MAX,
+        i64::MIN,
+        i64::MIN + 1,
+    ] {
+        assert_eq!(events::decimal(number, &mut digits), number.to_string().as_bytes());
+    }
+}
+
+#[test]
 fn wrong_options_are_named() {
     let error = |create: Create, more: &[(&str, &str)]| made(create, more).unwrap_err().to_string();
     assert!(error(create_table, &[("ysb.form", "xml")]).contains("must be typed or json"));
