@@ -168,6 +168,19 @@ impl Session {
         self.execute(sql)
     }
 
+    /// The columns that a query gives, without running it.
+    ///
+    /// # Errors
+    /// What is wrong with the statement.
+    pub fn result_schema(&self, sql: &str) -> Result<SchemaRef> {
+        on_large_stack(sql, || {
+            let Statement::Plain(statement) = statement::parse(sql)? else {
+                return Err(Error::unsupported("only a query has columns"));
+            };
+            Ok(Arc::new(self.plan(*statement)?.schema().as_arrow().clone()))
+        })
+    }
+
     /// The plan of one query as text: a tree of operators and exchanges.
     ///
     /// # Errors
