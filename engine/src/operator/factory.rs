@@ -18,6 +18,7 @@ use crate::operator::scan::{Scan, Source, Splits};
 use crate::operator::sort::{SharedRuns, Sort};
 use crate::operator::stream_scan::StreamScan;
 use crate::operator::window::Window;
+use crate::operator::window_aggregate::WindowAggregate;
 use crate::operator::wrapped::Wrapped;
 use crate::plan::{OperatorSpec, SortSpec};
 
@@ -40,8 +41,8 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
         OperatorSpec::Window(spec) => Box::new(Window::new(spec.clone())?),
         OperatorSpec::Wrapped(spec) => Box::new(Wrapped::new(spec.clone())?),
         OperatorSpec::AssignWatermark(spec) => Box::new(AssignWatermark::new(spec.clone())),
+        OperatorSpec::WindowAggregate(spec) => Box::new(WindowAggregate::new(spec.clone())?),
         OperatorSpec::WindowAssign(_)
-        | OperatorSpec::WindowAggregate(_)
         | OperatorSpec::GroupAggregate(_)
         | OperatorSpec::StreamJoin(_)
         | OperatorSpec::IntervalJoin(_)

@@ -23,6 +23,7 @@ mod sink;
 mod sort;
 mod stream_scan;
 mod window;
+mod window_aggregate;
 mod wrapped;
 
 use std::sync::Arc;
