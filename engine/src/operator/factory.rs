@@ -20,6 +20,7 @@ use crate::operator::sort::{SharedRuns, Sort};
 use crate::operator::stream_scan::StreamScan;
 use crate::operator::window::Window;
 use crate::operator::window_assign::WindowAssign;
+use crate::operator::window_aggregate::WindowAggregate;
 use crate::operator::wrapped::Wrapped;
 use crate::plan::{OperatorSpec, SortSpec};
 
@@ -44,8 +45,8 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
         OperatorSpec::SessionAssign(spec) => Box::new(SessionAssign::new(spec.clone())),
         OperatorSpec::Wrapped(spec) => Box::new(Wrapped::new(spec.clone())?),
         OperatorSpec::AssignWatermark(spec) => Box::new(AssignWatermark::new(spec.clone())),
-        OperatorSpec::WindowAggregate(_)
-        | OperatorSpec::GroupAggregate(_)
+        OperatorSpec::WindowAggregate(spec) => Box::new(WindowAggregate::new(spec.clone())?),
+        OperatorSpec::GroupAggregate(_)
         | OperatorSpec::StreamJoin(_)
         | OperatorSpec::IntervalJoin(_)
         | OperatorSpec::WindowJoin(_)

@@ -25,6 +25,7 @@ mod sort;
 mod stream_scan;
 mod window;
 mod window_assign;
+mod window_aggregate;
 mod wrapped;
 
 use std::sync::Arc;

@@ -3,11 +3,11 @@
 //! Two steps: [`group_table`] turns the keys of a batch into dense group numbers, [`accumulators`] folds the batch's
 //! columns into the state of those groups. Both work on whole batches.
 
-mod accumulators;
+pub(in crate::operator) mod accumulators;
 mod bytes_column;
 mod column_keys;
 mod distinct_count;
-mod group_table;
+pub(in crate::operator) mod group_table;
 mod grouped;
 mod key_column;
 mod key_value;
