@@ -16,15 +16,15 @@ use crate::operator::array_bytes::{is_flat, payload_bytes};
 use crate::plan::{AggregateMode, AggregateSpec};
 
 /// What a function reads of a batch.
-pub(super) struct Input {
+pub(in crate::operator) struct Input {
     /// Arguments followed by ordering expressions, or the state columns.
-    pub(super) values: Vec<ArrayRef>,
+    pub(in crate::operator) values: Vec<ArrayRef>,
     /// The rows that count, without NULLs.
-    pub(super) filter: Option<BooleanArray>,
+    pub(in crate::operator) filter: Option<BooleanArray>,
 }
 
 /// How each function's input comes from a batch.
-pub(super) struct Inputs {
+pub(in crate::operator) struct Inputs {
     /// The distinct expressions; functions refer to them by number, so that `sum(x), avg(x)` evaluates `x` once.
     expressions: Vec<Arc<dyn PhysicalExpr>>,
     functions: Vec<Source>,
@@ -46,7 +46,7 @@ impl Inputs {
     ///
     /// # Errors
     /// When a function cannot name its states.
-    pub(super) fn new(spec: &AggregateSpec) -> Result<Self> {
+    pub(in crate::operator) fn new(spec: &AggregateSpec) -> Result<Self> {
         Self::of(spec, |_| true)
     }
 
@@ -105,7 +105,7 @@ impl Inputs {
     ///
     /// # Errors
     /// When an expression fails.
-    pub(super) fn evaluate(&self, batch: &Batch) -> Result<Vec<Input>> {
+    pub(in crate::operator) fn evaluate(&self, batch: &Batch) -> Result<Vec<Input>> {
         let arrays = evaluate_all(&self.expressions, batch)?;
         let mut inputs = Vec::with_capacity(self.functions.len());
         for source in &self.functions {
@@ -133,7 +133,7 @@ pub(super) fn raw_arguments(function: &AggregateFunctionExpr) -> Vec<Arc<dyn Phy
 ///
 /// # Errors
 /// When one fails.
-pub(super) fn evaluate_all(expressions: &[Arc<dyn PhysicalExpr>], batch: &Batch) -> Result<Vec<ArrayRef>> {
+pub(in crate::operator) fn evaluate_all(expressions: &[Arc<dyn PhysicalExpr>], batch: &Batch) -> Result<Vec<ArrayRef>> {
     expressions
         .iter()
         .map(|expr| Ok(expr.evaluate(batch)?.into_array(batch.num_rows())?))
