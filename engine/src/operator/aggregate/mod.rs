@@ -26,6 +26,9 @@ use crate::plan::AggregateSpec;
 use grouped::Grouped;
 use ungrouped::Ungrouped;
 
+pub(in crate::operator) use accumulators::{Input, Inputs, evaluate_all};
+pub(in crate::operator) use group_table::GroupTable;
+
 /// Groups and aggregates. Without functions, groups are handed on as they appear; otherwise at the end.
 pub(super) struct Aggregate {
     kind: Kind,
