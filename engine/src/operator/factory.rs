@@ -12,11 +12,13 @@ use crate::operator::hash_join::HashJoin;
 use crate::operator::limit::Limit;
 use crate::operator::merge::Merge;
 use crate::operator::nested_loop_join::NestedLoopJoin;
+use crate::operator::over::Over;
 use crate::operator::project::Project;
 use crate::operator::runtime_filter::RuntimeFilter;
 use crate::operator::scan::{Scan, Source, Splits};
 use crate::operator::sort::{SharedRuns, Sort};
 use crate::operator::stream_scan::StreamScan;
+use crate::operator::stream_sort::StreamSort;
 use crate::operator::window::Window;
 use crate::operator::wrapped::Wrapped;
 use crate::plan::{OperatorSpec, SortSpec};
@@ -40,6 +42,8 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
         OperatorSpec::Window(spec) => Box::new(Window::new(spec.clone())?),
         OperatorSpec::Wrapped(spec) => Box::new(Wrapped::new(spec.clone())?),
         OperatorSpec::AssignWatermark(spec) => Box::new(AssignWatermark::new(spec.clone())),
+        OperatorSpec::Over(spec) => Box::new(Over::new(spec.clone())?),
+        OperatorSpec::StreamSort(spec) => Box::new(StreamSort::new(spec)?),
         OperatorSpec::WindowAssign(_)
         | OperatorSpec::WindowAggregate(_)
         | OperatorSpec::GroupAggregate(_)
@@ -48,9 +52,7 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
         | OperatorSpec::WindowJoin(_)
         | OperatorSpec::TemporalJoin(_)
         | OperatorSpec::Rank(_)
-        | OperatorSpec::Over(_)
-        | OperatorSpec::Normalize(_)
-        | OperatorSpec::StreamSort(_) => {
+        | OperatorSpec::Normalize(_) => {
             return Err(EngineError::Plan(format!("{} is not built yet", spec.name())));
         }
         OperatorSpec::Custom(_) => {

@@ -16,12 +16,15 @@ mod hash_join;
 mod limit;
 mod merge;
 mod nested_loop_join;
+mod over;
 mod project;
 mod runtime_filter;
 mod scan;
 mod sink;
 mod sort;
 mod stream_scan;
+mod stream_sort;
+mod time_buffer;
 mod window;
 mod wrapped;
 

@@ -124,7 +124,7 @@ impl Inputs {
 }
 
 /// What a function is fed with from raw rows: its arguments, then what it orders by.
-pub(super) fn raw_arguments(function: &AggregateFunctionExpr) -> Vec<Arc<dyn PhysicalExpr>> {
+pub(in crate::operator) fn raw_arguments(function: &AggregateFunctionExpr) -> Vec<Arc<dyn PhysicalExpr>> {
     let order = function.order_bys().iter().map(|key| Arc::clone(&key.expr));
     function.expressions().into_iter().chain(order).collect()
 }
@@ -133,7 +133,7 @@ pub(super) fn raw_arguments(function: &AggregateFunctionExpr) -> Vec<Arc<dyn Phy
 ///
 /// # Errors
 /// When one fails.
-pub(super) fn evaluate_all(expressions: &[Arc<dyn PhysicalExpr>], batch: &Batch) -> Result<Vec<ArrayRef>> {
+pub(in crate::operator) fn evaluate_all(expressions: &[Arc<dyn PhysicalExpr>], batch: &Batch) -> Result<Vec<ArrayRef>> {
     expressions
         .iter()
         .map(|expr| Ok(expr.evaluate(batch)?.into_array(batch.num_rows())?))
@@ -144,7 +144,7 @@ pub(super) fn evaluate_all(expressions: &[Arc<dyn PhysicalExpr>], batch: &Batch)
 ///
 /// # Errors
 /// When it is not boolean.
-pub(super) fn as_mask(array: &ArrayRef) -> Result<BooleanArray> {
+pub(in crate::operator) fn as_mask(array: &ArrayRef) -> Result<BooleanArray> {
     let mask = array
         .as_boolean_opt()
         .ok_or_else(|| EngineError::Internal(format!("a FILTER is {}, not boolean", array.data_type())))?;
