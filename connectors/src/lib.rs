@@ -8,6 +8,7 @@ pub mod blackhole;
 pub mod datagen;
 #[cfg(feature = "filesystem")]
 pub mod filesystem;
+pub mod formats;
 mod options;
 #[cfg(feature = "print")]
 pub mod print;
