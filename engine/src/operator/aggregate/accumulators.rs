@@ -16,11 +16,11 @@ use crate::operator::array_bytes::{is_flat, payload_bytes};
 use crate::plan::{AggregateMode, AggregateSpec};
 
 /// What a function reads of a batch.
-pub(super) struct Input {
+pub(in crate::operator) struct Input {
     /// Arguments followed by ordering expressions, or the state columns.
-    pub(super) values: Vec<ArrayRef>,
+    pub(in crate::operator) values: Vec<ArrayRef>,
     /// The rows that count, without NULLs.
-    pub(super) filter: Option<BooleanArray>,
+    pub(in crate::operator) filter: Option<BooleanArray>,
 }
 
 /// How each function's input comes from a batch.
@@ -124,7 +124,7 @@ impl Inputs {
 }
 
 /// What a function is fed with from raw rows: its arguments, then what it orders by.
-pub(super) fn raw_arguments(function: &AggregateFunctionExpr) -> Vec<Arc<dyn PhysicalExpr>> {
+pub(in crate::operator) fn raw_arguments(function: &AggregateFunctionExpr) -> Vec<Arc<dyn PhysicalExpr>> {
     let order = function.order_bys().iter().map(|key| Arc::clone(&key.expr));
     function.expressions().into_iter().chain(order).collect()
 }
@@ -133,7 +133,7 @@ pub(super) fn raw_arguments(function: &AggregateFunctionExpr) -> Vec<Arc<dyn Phy
 ///
 /// # Errors
 /// When one fails.
-pub(super) fn evaluate_all(expressions: &[Arc<dyn PhysicalExpr>], batch: &Batch) -> Result<Vec<ArrayRef>> {
+pub(in crate::operator) fn evaluate_all(expressions: &[Arc<dyn PhysicalExpr>], batch: &Batch) -> Result<Vec<ArrayRef>> {
     expressions
         .iter()
         .map(|expr| Ok(expr.evaluate(batch)?.into_array(batch.num_rows())?))
@@ -144,7 +144,7 @@ pub(super) fn evaluate_all(expressions: &[Arc<dyn PhysicalExpr>], batch: &Batch)
 ///
 /// # Errors
 /// When it is not boolean.
-pub(super) fn as_mask(array: &ArrayRef) -> Result<BooleanArray> {
+pub(in crate::operator) fn as_mask(array: &ArrayRef) -> Result<BooleanArray> {
     let mask = array
         .as_boolean_opt()
         .ok_or_else(|| EngineError::Internal(format!("a FILTER is {}, not boolean", array.data_type())))?;
@@ -166,7 +166,7 @@ impl Input {
 }
 
 /// One accumulator per function, over all groups.
-pub(super) struct Accumulators {
+pub(in crate::operator) struct Accumulators {
     functions: Vec<Arc<AggregateFunctionExpr>>,
     each: Vec<Box<dyn GroupsAccumulator>>,
     /// The state columns of each.
@@ -181,7 +181,7 @@ const SCALAR_BYTES: usize = 2 << 10;
 
 /// What to take from accumulators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Take {
+pub(in crate::operator) enum Take {
     /// What another aggregation merges.
     States,
     /// What the query asked for.
@@ -189,7 +189,7 @@ pub(super) enum Take {
 }
 
 /// The columns of all groups on their way out.
-pub(super) struct Outflow {
+pub(in crate::operator) struct Outflow {
     take: Take,
     /// The columns of the functions that gave all at once.
     whole: Vec<Option<Vec<ArrayRef>>>,
@@ -209,7 +209,7 @@ impl Accumulators {
     ///
     /// # Errors
     /// When a function refuses its arguments' types.
-    pub(super) fn new(functions: Vec<Arc<AggregateFunctionExpr>>) -> Result<Self> {
+    pub(in crate::operator) fn new(functions: Vec<Arc<AggregateFunctionExpr>>) -> Result<Self> {
         let each = functions.iter().map(create).collect::<Result<_>>()?;
         let states = functions.iter().map(|function| Ok(function.state_fields()?));
         let states = states.collect::<Result<Vec<_>>>()?;
@@ -250,7 +250,7 @@ impl Accumulators {
     ///
     /// # Errors
     /// When a function fails (overflow).
-    pub(super) fn update(&mut self, inputs: &[Input], groups: &[usize], total: usize) -> Result<()> {
+    pub(in crate::operator) fn update(&mut self, inputs: &[Input], groups: &[usize], total: usize) -> Result<()> {
         for (accumulator, input) in self.each.iter_mut().zip(inputs) {
             accumulator.update_batch(&input.values, groups, input.filter.as_ref(), total)?;
         }
@@ -297,7 +297,7 @@ impl Accumulators {
     ///
     /// # Errors
     /// When a function fails.
-    pub(super) fn begin(&mut self, take: Take, total: usize, large_bytes: usize) -> Result<Outflow> {
+    pub(in crate::operator) fn begin(&mut self, take: Take, total: usize, large_bytes: usize) -> Result<Outflow> {
         let mut whole = Vec::with_capacity(self.each.len());
         for (index, accumulator) in self.each.iter_mut().enumerate() {
             let small = accumulator.size() <= large_bytes
@@ -321,7 +321,7 @@ impl Accumulators {
     ///
     /// # Errors
     /// When a function fails.
-    pub(super) fn next(&mut self, outflow: &mut Outflow, rows: usize) -> Result<Vec<ArrayRef>> {
+    pub(in crate::operator) fn next(&mut self, outflow: &mut Outflow, rows: usize) -> Result<Vec<ArrayRef>> {
         let emit = if outflow.start + rows >= outflow.total {
             EmitTo::All
         } else {
@@ -339,7 +339,7 @@ impl Accumulators {
     }
 
     /// Bytes held.
-    pub(super) fn size(&self) -> usize {
+    pub(in crate::operator) fn size(&self) -> usize {
         self.each.iter().map(|accumulator| accumulator.size()).sum()
     }
 

@@ -59,7 +59,7 @@ pub(super) fn vec_growth<T>(vec: &Vec<T>, more: usize) -> usize {
 }
 
 /// Group keys to dense group numbers.
-pub(super) struct GroupTable {
+pub(in crate::operator) struct GroupTable {
     declared: Vec<DataType>,
     types: Vec<DataType>,
     nested_floats: Vec<bool>,
@@ -73,7 +73,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// When a type cannot be a group key.
-    pub(super) fn new(declared: Vec<DataType>) -> Result<Self> {
+    pub(in crate::operator) fn new(declared: Vec<DataType>) -> Result<Self> {
         let types: Vec<DataType> = declared.iter().map(key_type).collect();
         let seen = vec![Seen::default(); types.len()];
         let store = store_for(&types, &seen)?;
@@ -93,7 +93,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// When there are too many groups or a type cannot be converted.
-    pub(super) fn intern(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<bool> {
+    pub(in crate::operator) fn intern(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<bool> {
         let widens = self.size() <= WIDEN_AT_ONCE_BYTES;
         self.intern_columns(columns, groups, widens)
     }
@@ -102,7 +102,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// As for `intern`.
-    pub(super) fn intern_wider(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
+    pub(in crate::operator) fn intern_wider(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
         self.intern_columns(columns, groups, true).map(|_| ())
     }
 
@@ -125,7 +125,7 @@ impl GroupTable {
     }
 
     /// How many groups there are.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::operator) fn len(&self) -> usize {
         self.store.len()
     }
 
@@ -133,7 +133,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// When a key does not fit its declared type (a dictionary with too narrow an index).
-    pub(super) fn emit(&self, range: Range<usize>) -> Result<Vec<ArrayRef>> {
+    pub(in crate::operator) fn emit(&self, range: Range<usize>) -> Result<Vec<ArrayRef>> {
         let keys = self.emit_keys(range)?;
         keys.iter()
             .zip(&self.declared)
@@ -150,7 +150,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// When the keys do not fit one array.
-    pub(super) fn emit_keys(&self, range: Range<usize>) -> Result<Vec<ArrayRef>> {
+    pub(in crate::operator) fn emit_keys(&self, range: Range<usize>) -> Result<Vec<ArrayRef>> {
         self.store.emit(range)
     }
 
@@ -171,7 +171,7 @@ impl GroupTable {
     }
 
     /// Bytes held.
-    pub(super) fn size(&self) -> usize {
+    pub(in crate::operator) fn size(&self) -> usize {
         self.store.size()
     }
 
@@ -184,7 +184,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// As for `new`.
-    pub(super) fn clear(&mut self) -> Result<()> {
+    pub(in crate::operator) fn clear(&mut self) -> Result<()> {
         self.store = store_for(&self.types, &self.seen)?;
         Ok(())
     }

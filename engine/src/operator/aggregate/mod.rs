@@ -23,6 +23,8 @@ mod ungrouped;
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::AggregateSpec;
+pub(in crate::operator) use accumulators::{Accumulators, Input, Take, as_mask, evaluate_all, raw_arguments};
+pub(in crate::operator) use group_table::GroupTable;
 use grouped::Grouped;
 use ungrouped::Ungrouped;
 
