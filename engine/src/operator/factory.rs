@@ -9,6 +9,7 @@ use crate::operator::assign_watermark::AssignWatermark;
 use crate::operator::expand::Expand;
 use crate::operator::filter::Filter;
 use crate::operator::hash_join::HashJoin;
+use crate::operator::interval_join::IntervalJoin;
 use crate::operator::limit::Limit;
 use crate::operator::merge::Merge;
 use crate::operator::nested_loop_join::NestedLoopJoin;
@@ -16,8 +17,11 @@ use crate::operator::project::Project;
 use crate::operator::runtime_filter::RuntimeFilter;
 use crate::operator::scan::{Scan, Source, Splits};
 use crate::operator::sort::{SharedRuns, Sort};
+use crate::operator::stream_join::StreamJoin;
 use crate::operator::stream_scan::StreamScan;
+use crate::operator::temporal_join::TemporalJoin;
 use crate::operator::window::Window;
+use crate::operator::window_join::WindowJoin;
 use crate::operator::wrapped::Wrapped;
 use crate::plan::{OperatorSpec, SortSpec};
 
@@ -40,13 +44,13 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
         OperatorSpec::Window(spec) => Box::new(Window::new(spec.clone())?),
         OperatorSpec::Wrapped(spec) => Box::new(Wrapped::new(spec.clone())?),
         OperatorSpec::AssignWatermark(spec) => Box::new(AssignWatermark::new(spec.clone())),
+        OperatorSpec::StreamJoin(spec) => Box::new(StreamJoin::new(spec)?),
+        OperatorSpec::IntervalJoin(spec) => Box::new(IntervalJoin::new(spec)?),
+        OperatorSpec::WindowJoin(spec) => Box::new(WindowJoin::new(spec.clone())?),
+        OperatorSpec::TemporalJoin(spec) => Box::new(TemporalJoin::new(spec.clone())?),
         OperatorSpec::WindowAssign(_)
         | OperatorSpec::WindowAggregate(_)
         | OperatorSpec::GroupAggregate(_)
-        | OperatorSpec::StreamJoin(_)
-        | OperatorSpec::IntervalJoin(_)
-        | OperatorSpec::WindowJoin(_)
-        | OperatorSpec::TemporalJoin(_)
         | OperatorSpec::Rank(_)
         | OperatorSpec::Over(_)
         | OperatorSpec::Normalize(_)

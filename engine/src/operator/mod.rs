@@ -13,6 +13,8 @@ mod filter;
 #[cfg(test)]
 pub(crate) mod harness;
 mod hash_join;
+mod interval_join;
+mod join_state;
 mod limit;
 mod merge;
 mod nested_loop_join;
@@ -21,8 +23,11 @@ mod runtime_filter;
 mod scan;
 mod sink;
 mod sort;
+mod stream_join;
 mod stream_scan;
+mod temporal_join;
 mod window;
+mod window_join;
 mod wrapped;
 
 use std::sync::Arc;

@@ -59,7 +59,7 @@ pub(super) fn vec_growth<T>(vec: &Vec<T>, more: usize) -> usize {
 }
 
 /// Group keys to dense group numbers.
-pub(super) struct GroupTable {
+pub(in crate::operator) struct GroupTable {
     declared: Vec<DataType>,
     types: Vec<DataType>,
     nested_floats: Vec<bool>,
@@ -73,7 +73,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// When a type cannot be a group key.
-    pub(super) fn new(declared: Vec<DataType>) -> Result<Self> {
+    pub(in crate::operator) fn new(declared: Vec<DataType>) -> Result<Self> {
         let types: Vec<DataType> = declared.iter().map(key_type).collect();
         let seen = vec![Seen::default(); types.len()];
         let store = store_for(&types, &seen)?;
@@ -102,7 +102,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// As for `intern`.
-    pub(super) fn intern_wider(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
+    pub(in crate::operator) fn intern_wider(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
         self.intern_columns(columns, groups, true).map(|_| ())
     }
 
@@ -125,7 +125,7 @@ impl GroupTable {
     }
 
     /// How many groups there are.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::operator) fn len(&self) -> usize {
         self.store.len()
     }
 

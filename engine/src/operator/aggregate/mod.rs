@@ -23,6 +23,7 @@ mod ungrouped;
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::AggregateSpec;
+pub(in crate::operator) use group_table::GroupTable;
 use grouped::Grouped;
 use ungrouped::Ungrouped;
 
