@@ -135,6 +135,12 @@ impl JobGraph {
         });
     }
 
+    /// Whether it is a streaming job: its scans read their splits side by side.
+    pub fn is_streaming(&self) -> bool {
+        let mut heads = self.vertices.iter().filter_map(|vertex| vertex.chain.first());
+        heads.any(|head| matches!(head, OperatorSpec::Scan(scan) if scan.stream.is_some()))
+    }
+
     /// The edges into `vertex`.
     pub fn inputs_of(&self, vertex: VertexId) -> impl Iterator<Item = &Edge> {
         self.edges.iter().filter(move |edge| edge.to == vertex)
