@@ -252,10 +252,8 @@ impl IntervalJoin {
         let is_null = |row: usize| keyed.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row));
         let left_only = matches!(join_type, JoinType::LeftSemi | JoinType::LeftAnti) && side == 0;
         let waits = |row: usize| {
-            !other_ended
-                && !is_null(row)
-                && own.last_partner(times[row]) > reached_ms
-                && !(left_only && matched[row] > 0)
+            let is_settled = other_ended || is_null(row) || (left_only && matched[row] > 0);
+            !is_settled && own.last_partner(times[row]) > reached_ms
         };
         let least = times.iter().copied().min().unwrap_or(i64::MAX);
         if !other_ended && !left_only && keyed.nulls.is_none() && own.last_partner(least) > reached_ms {

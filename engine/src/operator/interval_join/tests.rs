@@ -99,6 +99,11 @@ impl Model<'_> {
             }
         }
         self.waiting[1 - side] = others;
+        // A left row that only had to find one partner is done.
+        let one_sided = matches!(self.join_type, JoinType::LeftSemi | JoinType::LeftAnti);
+        if one_sided && side == 0 && found {
+            return;
+        }
         if self.last_partner(side, &row) > self.reached {
             self.waiting[side].push((row, found));
         } else if !found {

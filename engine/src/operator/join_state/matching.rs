@@ -42,6 +42,9 @@ pub(in crate::operator) fn match_rows(
     let mut expansion = Expansion::new(store, keys, probe)?;
     while let Some(pairs) = expansion.next(store, limit)? {
         cx.cancel.check()?;
+        if out.is_done() {
+            break;
+        }
         if output.filter.is_some() && !pairs.probe.is_empty() {
             let mask = {
                 let own = SideRows::batch(rows, &pairs.probe);

@@ -227,7 +227,7 @@ impl StreamJoin {
         }
         let inserts_only = self.sides.iter().all(|side| side.identity.is_none());
         let settled = self.join_type == JoinType::LeftSemi && run.side == 0 && inserts_only;
-        let is_kept = |row: usize| !run.has_null_key(row) && !(settled && counts[row] > 0);
+        let is_kept = |row: usize| !(run.has_null_key(row) || (settled && counts[row] > 0));
         let own = &mut self.sides[run.side];
         if !settled && run.keyed.nulls.is_none() {
             return own.store.append(
