@@ -24,6 +24,7 @@ mod script;
 mod session;
 mod settings;
 mod sql_dialect;
+pub mod stream;
 mod suggest;
 
 pub use config::{RuntimeMode, SessionConfig};

@@ -101,7 +101,9 @@ impl Keys {
     /// # Errors
     /// When the keys do not fit one array.
     pub(in crate::operator) fn columns(&self, numbers: &UInt32Array) -> Result<Vec<ArrayRef>> {
-        let Some(table) = &self.table else { return Ok(Vec::new()) };
+        let Some(table) = &self.table else {
+            return Ok(Vec::new());
+        };
         let keys = table.emit(0..table.len())?;
         keys.iter().map(|column| Ok(take(column, numbers, None)?)).collect()
     }

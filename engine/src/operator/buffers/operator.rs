@@ -79,7 +79,11 @@ impl WindowBuffer {
             table: WindowTable::new(traits.words, spec.assigner.merges()),
             traits,
             assigner_exprs: spec.assigner.inputs(),
-            evictor_exprs: spec.evictor.as_ref().map(|evictor| evictor.inputs()).unwrap_or_default(),
+            evictor_exprs: spec
+                .evictor
+                .as_ref()
+                .map(|evictor| evictor.inputs())
+                .unwrap_or_default(),
             evaluator: Evaluator::new(spec.function.clone(), &spec.input),
             key_schema: Arc::new(Schema::new(key_fields)),
             result_schema: without_row_kind(&spec.schema),
@@ -120,9 +124,7 @@ impl WindowBuffer {
     /// Stores what is needed of the batch's rows; gives their times and the place of the first.
     fn store(&mut self, batch: &Batch) -> Result<(Vec<i64>, Place)> {
         let times = match self.spec.time {
-            WindowTime::Event(column) => {
-                event_times(batch.column(column), self.spec.input.field(column).name())?
-            }
+            WindowTime::Event(column) => event_times(batch.column(column), self.spec.input.field(column).name())?,
             WindowTime::Processing => vec![self.now_ms; batch.num_rows()],
         };
         let keys = evaluate(&self.spec.keys, batch)?;
@@ -397,7 +399,9 @@ impl WindowBuffer {
         let places = &mut self.firings.places;
         let times: Vec<i64> = places[begin..].iter().map(|place| self.rows.time(*place)).collect();
         let first = self.evaluator.width() + self.spec.keys.len();
-        let inputs = self.rows.gather(&places[begin..], first..first + self.evictor_exprs.len())?;
+        let inputs = self
+            .rows
+            .gather(&places[begin..], first..first + self.evictor_exprs.len())?;
         let mut keep = vec![true; times.len()];
         let rows = EvictedRows {
             times_ms: &times,
@@ -489,10 +493,18 @@ impl WindowBuffer {
     /// Calls the windows that wait for a time in one of the domains up to `until`, those that are to be forgotten last.
     fn pass(&mut self, is_event: bool, until: i64, cx: &Context, out: &mut dyn Collector) -> Result<()> {
         loop {
-            let timers = if is_event { &mut self.event_timers } else { &mut self.processing_timers };
+            let timers = if is_event {
+                &mut self.event_timers
+            } else {
+                &mut self.processing_timers
+            };
             let fires = timers.next().unwrap_or(i64::MAX);
             let cleans = is_event == self.is_event_time && self.cleanup.next().is_some_and(|next| next < fires);
-            let popped = if cleans { self.cleanup.pop(until) } else { timers.pop(until) };
+            let popped = if cleans {
+                self.cleanup.pop(until)
+            } else {
+                timers.pop(until)
+            };
             let Some((time_ms, waiting)) = popped else {
                 // The earliest may be a cleanup at the end of time.
                 return Ok(());

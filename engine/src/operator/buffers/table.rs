@@ -80,10 +80,7 @@ impl WindowTable {
     /// A window with what the trigger remembers of it.
     pub(super) fn with_words(&mut self, window: u32) -> (&mut Window, &mut [i64]) {
         let at = window as usize * self.width;
-        (
-            &mut self.windows[window as usize],
-            &mut self.words[at..at + self.width],
-        )
+        (&mut self.windows[window as usize], &mut self.words[at..at + self.width])
     }
 
     pub(super) fn words(&self, window: u32) -> &[i64] {
@@ -195,7 +192,10 @@ impl WindowTable {
                 }
                 self.windows[at as usize].next_of_key = next_of_key;
             }
-        } else if let Ok(entry) = self.by_bounds.find_entry(hash_of(key, bounds), |other| *other == number) {
+        } else if let Ok(entry) = self
+            .by_bounds
+            .find_entry(hash_of(key, bounds), |other| *other == number)
+        {
             entry.remove();
         }
         let (window, words) = self.with_words(number);

@@ -103,7 +103,11 @@ impl ProcessContext<'_> {
     pub fn key_row(&self, key: usize) -> Result<Batch> {
         let options = RecordBatchOptions::new().with_row_count(Some(1));
         let columns = self.key_table.one(key)?;
-        Ok(Batch::try_new_with_options(Arc::clone(self.key_schema), columns, &options)?)
+        Ok(Batch::try_new_with_options(
+            Arc::clone(self.key_schema),
+            columns,
+            &options,
+        )?)
     }
 
     /// The keys of these numbers, a row each.
@@ -114,7 +118,11 @@ impl ProcessContext<'_> {
         let numbers: UInt32Array = keys.iter().map(|key| *key as u32).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(keys.len()));
         let columns = self.key_table.columns(&numbers)?;
-        Ok(Batch::try_new_with_options(Arc::clone(self.key_schema), columns, &options)?)
+        Ok(Batch::try_new_with_options(
+            Arc::clone(self.key_schema),
+            columns,
+            &options,
+        )?)
     }
 
     /// Hands on rows.
@@ -299,7 +307,11 @@ impl Process {
             let Some((time, keys)) = pop(timers, until) else {
                 return Ok(());
             };
-            let timer = if is_event { Timer::Event(time) } else { Timer::Processing(time) };
+            let timer = if is_event {
+                Timer::Event(time)
+            } else {
+                Timer::Processing(time)
+            };
             self.call((&[], None), cx, out, |function, context| {
                 function.on_timers(timer, &keys, context)
             })?;
@@ -316,7 +328,12 @@ impl Process {
             }
             if let Some(new_number) = self.keys.shrink(&used)? {
                 self.states.renumber(&used, &new_number);
-                for keys in self.timers.event.values_mut().chain(self.timers.processing.values_mut()) {
+                for keys in self
+                    .timers
+                    .event
+                    .values_mut()
+                    .chain(self.timers.processing.values_mut())
+                {
                     keys.iter_mut().for_each(|key| *key = new_number[*key as usize]);
                 }
             }

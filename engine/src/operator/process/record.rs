@@ -105,9 +105,9 @@ impl<'a> RowView<'a> {
     /// When the column holds none.
     pub fn bool(&self, column: usize) -> Result<Option<bool>> {
         let array = self.batch.column(column);
-        let values = array.as_boolean_opt().ok_or_else(|| {
-            EngineError::Plan(format!("column {column} is {}, not a truth value", array.data_type()))
-        })?;
+        let values = array
+            .as_boolean_opt()
+            .ok_or_else(|| EngineError::Plan(format!("column {column} is {}, not a truth value", array.data_type())))?;
         Ok(values.is_valid(self.row).then(|| values.value(self.row)))
     }
 }
@@ -253,7 +253,11 @@ impl RowBuffer {
             });
         }
         let options = RecordBatchOptions::new().with_row_count(Some(std::mem::take(&mut self.rows)));
-        Ok(Some(Batch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?))
+        Ok(Some(Batch::try_new_with_options(
+            Arc::clone(&self.schema),
+            columns,
+            &options,
+        )?))
     }
 }
 

@@ -183,7 +183,10 @@ pub struct States {
 
 impl States {
     fn cells<C: Default + Send + 'static>(&self, state: usize) -> Result<&Cells<C>> {
-        let column = self.columns.get(state).and_then(|column| column.as_any().downcast_ref());
+        let column = self
+            .columns
+            .get(state)
+            .and_then(|column| column.as_any().downcast_ref());
         column.ok_or_else(Self::foreign)
     }
 
@@ -271,7 +274,11 @@ impl<T: StateValue> ValueState<T> {
     /// # Errors
     /// When the handle is of another function.
     pub fn get<'a>(&self, states: &'a States, key: usize) -> Result<Option<&'a T>> {
-        Ok(states.cells::<Option<T>>(self.0)?.cells.get(key).and_then(Option::as_ref))
+        Ok(states
+            .cells::<Option<T>>(self.0)?
+            .cells
+            .get(key)
+            .and_then(Option::as_ref))
     }
 
     /// Sets the value of a key.
