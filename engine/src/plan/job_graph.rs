@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{OperatorSpec, ScalarExpr, SchemaSpec, SortKey};
+use crate::plan::{Opaque, OperatorSpec, ScalarExpr, SchemaSpec, SortKey};
 
 /// Index of a [`Vertex`] in its [`JobGraph`].
 pub type VertexId = usize;
@@ -76,6 +76,8 @@ pub enum Partitioning {
     Rebalance,
     /// Everything to subtask 0.
     Global,
+    /// As a function of the program says: see `crate::exchange::CustomPartition`.
+    Custom(Opaque),
 }
 
 /// How an edge holds what is under way (Flink paper, section 3.1).
