@@ -95,6 +95,10 @@ impl Collector for Count {
         Ok(())
     }
 
+    fn collect_side(&mut self, _tag: usize, batch: RecordBatch) -> Result<()> {
+        self.collect(batch)
+    }
+
     fn is_done(&self) -> bool {
         false
     }

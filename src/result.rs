@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use thalweg_engine::exchange::CancelToken;
-use thalweg_engine::runtime::{JobHandle, JobMetrics};
+use thalweg_engine::runtime::{JobHandle, JobMetrics, LatencyHistogram};
 
 use crate::error::{Error, Result};
 use crate::streaming::shown;
@@ -146,6 +146,15 @@ pub struct Progress {
 }
 
 impl ProgressHandle {
+    /// What latency markers took from the sources to the sinks so far; `None` unless `metrics.latency.interval` is set.
+    pub fn latency(&self) -> Option<LatencyHistogram> {
+        let all = self.metrics.as_ref()?.latencies().all();
+        all.into_values().reduce(|mut sum, more| {
+            sum.merge(&more);
+            sum
+        })
+    }
+
     /// The progress at this moment.
     pub fn snapshot(&self) -> Progress {
         let progress = self

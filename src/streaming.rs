@@ -14,7 +14,7 @@ use thalweg_optimizer::StreamingOptions;
 use thalweg_optimizer::logical::with_stable_names;
 
 use crate::config::{RuntimeMode, SessionConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::result::QueryResult;
 use crate::session::Session;
 
@@ -28,7 +28,15 @@ impl Session {
     /// Whether a plan runs in streaming mode.
     pub(crate) fn is_streaming(&self, plan: &LogicalPlan) -> Result<bool> {
         match self.config().runtime_mode {
-            RuntimeMode::Batch => Ok(false),
+            RuntimeMode::Batch => {
+                if self.is_unbounded(plan)? {
+                    return Err(
+                        Error::statement("a table of the query has no end, and batch mode waits for it")
+                            .with_remedy("SET 'execution.runtime-mode' = 'streaming'"),
+                    );
+                }
+                Ok(false)
+            }
             RuntimeMode::Streaming => Ok(true),
             RuntimeMode::Automatic => self.is_unbounded(plan),
         }

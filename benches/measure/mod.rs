@@ -30,6 +30,36 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static malloc_conf: &[u8] = b"thp:always,percpu_arena:percpu,dirty_decay_ms:1000\0";
 
+/// Runs this benchmark again in a fresh process, with these instead of its unnamed arguments, and reads what it printed.
+pub(crate) fn child_of(free: &[&str]) -> Value {
+    let mut named = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--bench" {
+            named.push(argument);
+        } else if argument.starts_with("--") {
+            named.push(argument);
+            named.extend(arguments.next());
+        }
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(free)
+        .args(named)
+        .arg("--child")
+        .output()
+        .unwrap();
+    match last_object(&output.stdout) {
+        Some(told) if output.status.success() => told,
+        _ => json!({"failed": format!("{}: {}", output.status, last_line(&output.stderr))}),
+    }
+}
+
+/// The median; the values are sorted on the way.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// Runs this benchmark again in a fresh process, as the one that does the work, and reads what it printed.
 pub(crate) fn in_child() -> Value {
     let output = Command::new(std::env::current_exe().unwrap())
@@ -97,7 +127,7 @@ fn answer(batches: &[RecordBatch]) -> Vec<Vec<String>> {
 }
 
 /// The most memory that this process has had resident.
-fn peak_rss_bytes() -> u64 {
+pub(crate) fn peak_rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
     let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());

@@ -87,6 +87,34 @@ fn sessions_meet_by_key_and_windows_keep_their_place() {
 }
 
 #[test]
+fn windows_and_the_clock_survive_the_way_through_bytes() {
+    let session = session(2);
+    done(&session, "SET 'thalweg.serialize-job-graphs' = 'true'");
+    flights(&session);
+    let calls = [
+        "HOP(TABLE flights, DESCRIPTOR(at), INTERVAL '1' DAY, INTERVAL '2' DAY)",
+        "CUMULATE(TABLE flights, DESCRIPTOR(at), INTERVAL '12' HOUR, INTERVAL '1' DAY)",
+        "SESSION(TABLE flights PARTITION BY carrier, DESCRIPTOR(at), INTERVAL '12' HOUR)",
+    ];
+    let total = |sql: &str| {
+        rows(&session, sql).unwrap()[0][0]
+            .clone()
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    let flights = total("SELECT count(*) FROM flights");
+    let windowed = calls.map(|call| {
+        total(&format!(
+            "SELECT count(*) FROM {call} WHERE window_start <= at AND at <= window_time AND PROCTIME() > at"
+        ))
+    });
+    let mornings = total("SELECT count(*) FROM flights WHERE extract(hour FROM at) < 12");
+    // Two hops, and one or two of two steps.
+    assert_eq!(windowed, [2 * flights, flights + mornings, flights]);
+}
+
+#[test]
 fn sets_cannot_be_explained_yet() {
     let session = session(1);
     let set = "EXECUTE STATEMENT SET BEGIN INSERT INTO a VALUES (1); END";

@@ -8,11 +8,14 @@ use crate::operator::aggregate::Aggregate;
 use crate::operator::assign_watermark::AssignWatermark;
 use crate::operator::expand::Expand;
 use crate::operator::filter::Filter;
+use crate::operator::group_aggregate::GroupAggregate;
 use crate::operator::hash_join::HashJoin;
 use crate::operator::limit::Limit;
 use crate::operator::merge::Merge;
 use crate::operator::nested_loop_join::NestedLoopJoin;
+use crate::operator::normalize::Normalize;
 use crate::operator::project::Project;
+use crate::operator::rank::rank;
 use crate::operator::runtime_filter::RuntimeFilter;
 use crate::operator::scan::{Scan, Source, Splits};
 use crate::operator::session_assign::SessionAssign;
@@ -20,6 +23,7 @@ use crate::operator::sort::{SharedRuns, Sort};
 use crate::operator::stream_scan::StreamScan;
 use crate::operator::window::Window;
 use crate::operator::window_assign::WindowAssign;
+use crate::operator::window_aggregate::WindowAggregate;
 use crate::operator::wrapped::Wrapped;
 use crate::plan::{OperatorSpec, SortSpec};
 
@@ -44,15 +48,15 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
         OperatorSpec::SessionAssign(spec) => Box::new(SessionAssign::new(spec.clone())),
         OperatorSpec::Wrapped(spec) => Box::new(Wrapped::new(spec.clone())?),
         OperatorSpec::AssignWatermark(spec) => Box::new(AssignWatermark::new(spec.clone())),
-        OperatorSpec::WindowAggregate(_)
-        | OperatorSpec::GroupAggregate(_)
-        | OperatorSpec::StreamJoin(_)
+        OperatorSpec::WindowAggregate(spec) => Box::new(WindowAggregate::new(spec.clone())?),
+        OperatorSpec::GroupAggregate(spec) => Box::new(GroupAggregate::new(spec.clone())?),
+        OperatorSpec::Rank(spec) => rank(spec)?,
+        OperatorSpec::Normalize(spec) => Box::new(Normalize::new(spec.clone())?),
+        OperatorSpec::StreamJoin(_)
         | OperatorSpec::IntervalJoin(_)
         | OperatorSpec::WindowJoin(_)
         | OperatorSpec::TemporalJoin(_)
-        | OperatorSpec::Rank(_)
         | OperatorSpec::Over(_)
-        | OperatorSpec::Normalize(_)
         | OperatorSpec::StreamSort(_) => {
             return Err(EngineError::Plan(format!("{} is not built yet", spec.name())));
         }

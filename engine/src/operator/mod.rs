@@ -10,13 +10,17 @@ mod context;
 mod expand;
 mod factory;
 mod filter;
+mod group_aggregate;
 #[cfg(test)]
 pub(crate) mod harness;
 mod hash_join;
+mod keyed;
 mod limit;
 mod merge;
 mod nested_loop_join;
+mod normalize;
 mod project;
+mod rank;
 mod runtime_filter;
 mod scan;
 mod session_assign;
@@ -25,6 +29,7 @@ mod sort;
 mod stream_scan;
 mod window;
 mod window_assign;
+mod window_aggregate;
 mod wrapped;
 
 use std::sync::Arc;

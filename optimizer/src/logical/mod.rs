@@ -14,7 +14,7 @@ use datafusion::common::{Column, DFSchema, DataFusionError};
 use datafusion::logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalNode};
 
 pub use stable_names::with_stable_names;
-pub use temporal::{TemporalTable, bind_temporal_joins, split_temporal, temporal_at};
+pub use temporal::{TemporalTable, bind_temporal_joins, split_temporal, temporal_at, tidy_temporal_joins};
 pub use watermark::WatermarkNode;
 pub use window_tvf::{WINDOW_END, WINDOW_START, WINDOW_TIME, WindowTvf};
 
@@ -53,10 +53,10 @@ pub fn rowtime_of(plan: &LogicalPlan) -> Option<Column> {
     match plan {
         LogicalPlan::Extension(_) => match as_node::<WatermarkNode>(plan) {
             Some(node) => Some(node.rowtime().clone()),
-            None => {
-                let window = as_node::<WindowTvf>(plan)?;
-                rowtime_of(window.input())
-            }
+            None => match as_node::<WindowTvf>(plan) {
+                Some(window) => rowtime_of(window.input()),
+                None => as_node::<TemporalTable>(plan)?.version_time().cloned(),
+            },
         },
         LogicalPlan::SubqueryAlias(alias) => {
             let below = rowtime_of(&alias.input)?;

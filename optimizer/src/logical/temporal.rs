@@ -9,7 +9,7 @@ use datafusion::common::tree_node::{Transformed, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchemaRef, ExprSchema, JoinType, internal_err, plan_err};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction};
 use datafusion::logical_expr::{
-    ColumnarValue, Expr, Join, LogicalPlan, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
+    ColumnarValue, Expr, Filter, Join, LogicalPlan, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
     UserDefinedLogicalNodeCore, Volatility,
 };
 
@@ -166,10 +166,35 @@ fn bind(mut join: Join, time: &Column) -> Result<LogicalPlan> {
             "FOR SYSTEM_TIME AS OF {time}: the column is {data_type}, not a TIMESTAMP; name the left side's time column"
         );
     }
-    let right = Column::from(join.right.schema().qualified_field(0));
+    let right = match rowtime_of(&join.right) {
+        Some(version_time) => version_time,
+        None => Column::from(join.right.schema().qualified_field(0)),
+    };
     let mark = temporal_at().call(vec![Expr::Column(time), Expr::Column(right)]);
     join.filter = conjunction(join.filter.into_iter().chain([mark]));
     Ok(LogicalPlan::Join(join))
+}
+
+/// Takes out of an optimized plan the marks that are in no join. The rule that pushes filters down takes one for a condition
+/// that holds for the other side's keys, too.
+///
+/// # Errors
+/// When a plan cannot be rebuilt.
+pub fn tidy_temporal_joins(plan: LogicalPlan) -> Result<LogicalPlan> {
+    let tidied = plan.transform_up_with_subqueries(|node| {
+        let LogicalPlan::Filter(filter) = &node else {
+            return Ok(Transformed::no(node));
+        };
+        match split_temporal(&filter.predicate) {
+            None => Ok(Transformed::no(node)),
+            Some((_, None)) => Ok(Transformed::yes(filter.input.as_ref().clone())),
+            Some((_, Some(rest))) => {
+                let filter = Filter::try_new(rest, Arc::clone(&filter.input))?;
+                Ok(Transformed::yes(LogicalPlan::Filter(filter)))
+            }
+        }
+    })?;
+    Ok(tidied.data)
 }
 
 /// The time of the left side and the rest of the condition of a temporal join; `None` when `filter` is of no temporal
@@ -202,7 +227,7 @@ struct TemporalAt {
 impl TemporalAt {
     fn new() -> Self {
         Self {
-            signature: Signature::any(2, Volatility::Immutable),
+            signature: Signature::any(2, Volatility::Volatile),
         }
     }
 }

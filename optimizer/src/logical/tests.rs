@@ -44,7 +44,7 @@ fn windows(window: WindowKind, partition_by: Vec<Expr>) -> LogicalPlanBuilder {
 
 fn optimized(plan: LogicalPlan) -> String {
     let optimized = SessionContext::new().state().optimize(&plan).unwrap();
-    optimized.display_indent().to_string()
+    tidy_temporal_joins(optimized).unwrap().display_indent().to_string()
 }
 
 /// The line of a plan that holds `part`.
@@ -162,8 +162,8 @@ fn temporal_joins_keep_both_times_whatever_is_selected() {
 
 #[test]
 fn an_inner_temporal_join_keeps_its_mark_also_when_it_was_written_with_commas() {
-    let right = || {
-        let table = TemporalTable::new(Arc::new(watermarked("r")), Column::new_unqualified("ts"));
+    let right = |table| {
+        let table = TemporalTable::new(Arc::new(table), Column::new_unqualified("ts"));
         LogicalPlanBuilder::from(as_plan(table))
             .alias("x")
             .unwrap()
@@ -171,29 +171,33 @@ fn an_inner_temporal_join_keeps_its_mark_also_when_it_was_written_with_commas() 
             .unwrap()
     };
     let filter = || {
-        col("l.k")
-            .eq(col("x.k"))
-            .and(col("l.v").gt(lit(3i64)))
-            .and(col("x.v").lt(lit(7i64)))
+        let keys = col("l.k").eq(col("x.k"));
+        keys.and(col("l.v").gt(lit(3i64))).and(col("x.v").lt(lit(7i64)))
     };
-    let left = || LogicalPlanBuilder::from(scan("l"));
-    let joined = left().join_on(right(), JoinType::Inner, [filter()]).unwrap();
-    let crossed = left().cross_join(right()).unwrap().filter(filter()).unwrap();
-    for plan in [joined, crossed] {
-        let plan = plan.project(vec![col("x.v")]).unwrap().build().unwrap();
-        let bound = bind_temporal_joins(plan).unwrap();
-        // As when the plan is a view's.
-        let bound = bind_temporal_joins(bound).unwrap();
-        let text = optimized(bound);
-        let join = line(&text, "Join");
-        assert!(
-            join.contains("l.k = x.k") && join.contains("temporal_at(l.ts, x.k)"),
-            "{text}"
-        );
-        assert_eq!(text.matches("temporal_at").count(), 1, "{text}");
-        // The table's rows must not be filtered before they are versions.
-        let below = &text[text.find("TemporalTable").unwrap()..];
-        assert!(!below.contains("Int64(7)"), "{text}");
+    let left = || {
+        let columns = vec![col("l.k"), col("l.v"), col("l.ts")];
+        LogicalPlanBuilder::from(scan("l")).project(columns).unwrap()
+    };
+    for (table, mark) in [
+        (watermarked("r"), "temporal_at(l.ts, x.ts)"),
+        (scan("r"), "temporal_at(l.ts, x.k)"),
+    ] {
+        let joined = left()
+            .join_on(right(table.clone()), JoinType::Inner, [filter()])
+            .unwrap();
+        let crossed = left().cross_join(right(table)).unwrap().filter(filter()).unwrap();
+        for plan in [joined, crossed] {
+            let plan = plan.project(vec![col("x.v")]).unwrap().build().unwrap();
+            let bound = bind_temporal_joins(plan).unwrap();
+            // As when the plan is a view's.
+            let text = optimized(bind_temporal_joins(bound).unwrap());
+            let join = line(&text, "Join");
+            assert!(join.contains("l.k = x.k") && join.contains(mark), "{text}");
+            assert_eq!(text.matches("temporal_at").count(), 1, "{text}");
+            // The table's rows must not be filtered before they are versions.
+            let below = &text[text.find("TemporalTable").unwrap()..];
+            assert!(!below.contains("Int64(7)"), "{text}");
+        }
     }
 }
 

@@ -16,15 +16,15 @@ use crate::operator::array_bytes::{is_flat, payload_bytes};
 use crate::plan::{AggregateMode, AggregateSpec};
 
 /// What a function reads of a batch.
-pub(super) struct Input {
+pub(in crate::operator) struct Input {
     /// Arguments followed by ordering expressions, or the state columns.
-    pub(super) values: Vec<ArrayRef>,
+    pub(in crate::operator) values: Vec<ArrayRef>,
     /// The rows that count, without NULLs.
-    pub(super) filter: Option<BooleanArray>,
+    pub(in crate::operator) filter: Option<BooleanArray>,
 }
 
 /// How each function's input comes from a batch.
-pub(super) struct Inputs {
+pub(in crate::operator) struct Inputs {
     /// The distinct expressions; functions refer to them by number, so that `sum(x), avg(x)` evaluates `x` once.
     expressions: Vec<Arc<dyn PhysicalExpr>>,
     functions: Vec<Source>,
@@ -46,7 +46,7 @@ impl Inputs {
     ///
     /// # Errors
     /// When a function cannot name its states.
-    pub(super) fn new(spec: &AggregateSpec) -> Result<Self> {
+    pub(in crate::operator) fn new(spec: &AggregateSpec) -> Result<Self> {
         Self::of(spec, |_| true)
     }
 
@@ -54,7 +54,7 @@ impl Inputs {
     ///
     /// # Errors
     /// As for `new`.
-    pub(super) fn unfiltered(spec: &AggregateSpec) -> Result<Self> {
+    pub(in crate::operator) fn unfiltered(spec: &AggregateSpec) -> Result<Self> {
         Self::of(spec, |filter| filter.is_none())
     }
 
@@ -105,7 +105,7 @@ impl Inputs {
     ///
     /// # Errors
     /// When an expression fails.
-    pub(super) fn evaluate(&self, batch: &Batch) -> Result<Vec<Input>> {
+    pub(in crate::operator) fn evaluate(&self, batch: &Batch) -> Result<Vec<Input>> {
         let arrays = evaluate_all(&self.expressions, batch)?;
         let mut inputs = Vec::with_capacity(self.functions.len());
         for source in &self.functions {
@@ -124,7 +124,7 @@ impl Inputs {
 }
 
 /// What a function is fed with from raw rows: its arguments, then what it orders by.
-pub(super) fn raw_arguments(function: &AggregateFunctionExpr) -> Vec<Arc<dyn PhysicalExpr>> {
+pub(in crate::operator) fn raw_arguments(function: &AggregateFunctionExpr) -> Vec<Arc<dyn PhysicalExpr>> {
     let order = function.order_bys().iter().map(|key| Arc::clone(&key.expr));
     function.expressions().into_iter().chain(order).collect()
 }
@@ -133,7 +133,7 @@ pub(super) fn raw_arguments(function: &AggregateFunctionExpr) -> Vec<Arc<dyn Phy
 ///
 /// # Errors
 /// When one fails.
-pub(super) fn evaluate_all(expressions: &[Arc<dyn PhysicalExpr>], batch: &Batch) -> Result<Vec<ArrayRef>> {
+pub(in crate::operator) fn evaluate_all(expressions: &[Arc<dyn PhysicalExpr>], batch: &Batch) -> Result<Vec<ArrayRef>> {
     expressions
         .iter()
         .map(|expr| Ok(expr.evaluate(batch)?.into_array(batch.num_rows())?))
@@ -144,7 +144,7 @@ pub(super) fn evaluate_all(expressions: &[Arc<dyn PhysicalExpr>], batch: &Batch)
 ///
 /// # Errors
 /// When it is not boolean.
-pub(super) fn as_mask(array: &ArrayRef) -> Result<BooleanArray> {
+pub(in crate::operator) fn as_mask(array: &ArrayRef) -> Result<BooleanArray> {
     let mask = array
         .as_boolean_opt()
         .ok_or_else(|| EngineError::Internal(format!("a FILTER is {}, not boolean", array.data_type())))?;
@@ -157,7 +157,7 @@ pub(super) fn as_mask(array: &ArrayRef) -> Result<BooleanArray> {
 
 impl Input {
     /// A range of the rows.
-    pub(super) fn slice(&self, start: usize, rows: usize) -> Self {
+    pub(in crate::operator) fn slice(&self, start: usize, rows: usize) -> Self {
         Self {
             values: self.values.iter().map(|column| column.slice(start, rows)).collect(),
             filter: self.filter.as_ref().map(|filter| filter.slice(start, rows)),
@@ -166,7 +166,7 @@ impl Input {
 }
 
 /// One accumulator per function, over all groups.
-pub(super) struct Accumulators {
+pub(in crate::operator) struct Accumulators {
     functions: Vec<Arc<AggregateFunctionExpr>>,
     each: Vec<Box<dyn GroupsAccumulator>>,
     /// The state columns of each.
@@ -181,7 +181,7 @@ const SCALAR_BYTES: usize = 2 << 10;
 
 /// What to take from accumulators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Take {
+pub(in crate::operator) enum Take {
     /// What another aggregation merges.
     States,
     /// What the query asked for.
@@ -189,7 +189,7 @@ pub(super) enum Take {
 }
 
 /// The columns of all groups on their way out.
-pub(super) struct Outflow {
+pub(in crate::operator) struct Outflow {
     take: Take,
     /// The columns of the functions that gave all at once.
     whole: Vec<Option<Vec<ArrayRef>>>,
@@ -199,7 +199,7 @@ pub(super) struct Outflow {
 
 impl Outflow {
     /// Whether some function gives its columns piece by piece, as they are large.
-    pub(super) fn is_wide(&self) -> bool {
+    pub(in crate::operator) fn is_wide(&self) -> bool {
         self.whole.iter().any(Option::is_none)
     }
 }
@@ -209,7 +209,7 @@ impl Accumulators {
     ///
     /// # Errors
     /// When a function refuses its arguments' types.
-    pub(super) fn new(functions: Vec<Arc<AggregateFunctionExpr>>) -> Result<Self> {
+    pub(in crate::operator) fn new(functions: Vec<Arc<AggregateFunctionExpr>>) -> Result<Self> {
         let each = functions.iter().map(create).collect::<Result<_>>()?;
         let states = functions.iter().map(|function| Ok(function.state_fields()?));
         let states = states.collect::<Result<Vec<_>>>()?;
@@ -226,12 +226,12 @@ impl Accumulators {
     }
 
     /// The state columns of all functions.
-    pub(super) fn state_fields(&self) -> impl Iterator<Item = &FieldRef> {
+    pub(in crate::operator) fn state_fields(&self) -> impl Iterator<Item = &FieldRef> {
         self.states.iter().flatten()
     }
 
     /// What each function reads of a batch of states whose first column is `columns[0]`.
-    pub(super) fn state_inputs(&self, columns: &[ArrayRef]) -> Vec<Input> {
+    pub(in crate::operator) fn state_inputs(&self, columns: &[ArrayRef]) -> Vec<Input> {
         let mut columns = columns.iter().cloned();
         let of_function = |states: &Vec<FieldRef>| Input {
             values: columns.by_ref().take(states.len()).collect(),
@@ -241,7 +241,7 @@ impl Accumulators {
     }
 
     /// Bytes that these inputs may add to the functions that keep what they are fed with.
-    pub(super) fn growth(&self, inputs: &[Input]) -> usize {
+    pub(in crate::operator) fn growth(&self, inputs: &[Input]) -> usize {
         let deep = inputs.iter().zip(&self.flat).filter(|(_, flat)| !**flat);
         deep.flat_map(|(input, _)| &input.values).map(payload_bytes).sum()
     }
@@ -250,7 +250,7 @@ impl Accumulators {
     ///
     /// # Errors
     /// When a function fails (overflow).
-    pub(super) fn update(&mut self, inputs: &[Input], groups: &[usize], total: usize) -> Result<()> {
+    pub(in crate::operator) fn update(&mut self, inputs: &[Input], groups: &[usize], total: usize) -> Result<()> {
         for (accumulator, input) in self.each.iter_mut().zip(inputs) {
             accumulator.update_batch(&input.values, groups, input.filter.as_ref(), total)?;
         }
@@ -261,7 +261,7 @@ impl Accumulators {
     ///
     /// # Errors
     /// As for `update`.
-    pub(super) fn merge(&mut self, inputs: &[Input], groups: &[usize], total: usize) -> Result<()> {
+    pub(in crate::operator) fn merge(&mut self, inputs: &[Input], groups: &[usize], total: usize) -> Result<()> {
         for (accumulator, input) in self.each.iter_mut().zip(inputs) {
             accumulator.merge_batch(&input.values, groups, total)?;
         }
@@ -272,7 +272,7 @@ impl Accumulators {
     ///
     /// # Errors
     /// When a function fails or cannot do it.
-    pub(super) fn convert(&self, inputs: &[Input]) -> Result<Vec<ArrayRef>> {
+    pub(in crate::operator) fn convert(&self, inputs: &[Input]) -> Result<Vec<ArrayRef>> {
         let mut columns = Vec::new();
         for (accumulator, input) in self.each.iter().zip(inputs) {
             columns.extend(accumulator.convert_to_state(&input.values, input.filter.as_ref())?);
@@ -281,7 +281,7 @@ impl Accumulators {
     }
 
     /// How many groups may leave at once when that may take so many bytes.
-    pub(super) fn rows_within(&self, bytes: usize) -> usize {
+    pub(in crate::operator) fn rows_within(&self, bytes: usize) -> usize {
         let single = self
             .functions
             .iter()
@@ -292,12 +292,37 @@ impl Accumulators {
         }
     }
 
+    /// Takes the columns of all groups at once. The accumulators are spent by it.
+    ///
+    /// # Errors
+    /// When a function fails.
+    pub(in crate::operator) fn take_all(&mut self, take: Take) -> Result<Vec<ArrayRef>> {
+        let mut columns = Vec::with_capacity(self.each.len());
+        for accumulator in &mut self.each {
+            columns.extend(take.from(accumulator, EmitTo::All)?);
+        }
+        Ok(columns)
+    }
+
+    /// Empty accumulators of the same functions.
+    ///
+    /// # Errors
+    /// As for `new`.
+    pub(in crate::operator) fn successor(&self) -> Result<Self> {
+        Ok(Self {
+            functions: self.functions.clone(),
+            each: self.functions.iter().map(create).collect::<Result<_>>()?,
+            states: self.states.clone(),
+            flat: self.flat.clone(),
+        })
+    }
+
     /// Begins to take the columns of all `total` groups. Functions that hold more than `large_bytes` give them piece by
     /// piece, unless taking all costs no copy.
     ///
     /// # Errors
     /// When a function fails.
-    pub(super) fn begin(&mut self, take: Take, total: usize, large_bytes: usize) -> Result<Outflow> {
+    pub(in crate::operator) fn begin(&mut self, take: Take, total: usize, large_bytes: usize) -> Result<Outflow> {
         let mut whole = Vec::with_capacity(self.each.len());
         for (index, accumulator) in self.each.iter_mut().enumerate() {
             let small = accumulator.size() <= large_bytes
@@ -321,7 +346,7 @@ impl Accumulators {
     ///
     /// # Errors
     /// When a function fails.
-    pub(super) fn next(&mut self, outflow: &mut Outflow, rows: usize) -> Result<Vec<ArrayRef>> {
+    pub(in crate::operator) fn next(&mut self, outflow: &mut Outflow, rows: usize) -> Result<Vec<ArrayRef>> {
         let emit = if outflow.start + rows >= outflow.total {
             EmitTo::All
         } else {
@@ -339,7 +364,7 @@ impl Accumulators {
     }
 
     /// Bytes held.
-    pub(super) fn size(&self) -> usize {
+    pub(in crate::operator) fn size(&self) -> usize {
         self.each.iter().map(|accumulator| accumulator.size()).sum()
     }
 
@@ -348,7 +373,7 @@ impl Accumulators {
     /// # Errors
     /// As for `new`.
     // Made anew rather than trusted to be as new: not every function of the world clears all it has on emission.
-    pub(super) fn reset(&mut self) -> Result<()> {
+    pub(in crate::operator) fn reset(&mut self) -> Result<()> {
         self.each = self.functions.iter().map(create).collect::<Result<_>>()?;
         Ok(())
     }

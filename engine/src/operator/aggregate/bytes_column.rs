@@ -280,6 +280,14 @@ impl<A: ByteArray> KeyColumn for BytesColumn<A> {
         A::build(&self.data_type, &self.heap, range.clone(), self.nulls.emit(range))
     }
 
+    fn gather(&self, groups: &[u32]) -> Result<ArrayRef> {
+        let mut heap = ByteHeap::new();
+        for group in groups {
+            heap.push(self.heap.get(*group as usize));
+        }
+        A::build(&self.data_type, &heap, 0..heap.len(), self.nulls.gather(groups))
+    }
+
     fn size(&self) -> usize {
         self.heap.size() + self.nulls.size()
     }

@@ -163,6 +163,10 @@ impl KeyStore for ColumnKeys {
         self.columns.iter().map(|column| column.emit(range.clone())).collect()
     }
 
+    fn gather(&self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        self.columns.iter().map(|column| column.gather(groups)).collect()
+    }
+
     fn size(&self) -> usize {
         let columns: usize = self.columns.iter().map(|column| column.size()).sum();
         columns + self.slots.size() + self.round.hashes.capacity() * ROUND_BYTES_PER_ROW

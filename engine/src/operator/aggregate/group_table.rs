@@ -39,6 +39,12 @@ pub(super) trait KeyStore: Send {
     /// When a type cannot be converted back.
     fn emit(&self, range: Range<usize>) -> Result<Vec<ArrayRef>>;
 
+    /// The keys of these groups, in this order.
+    ///
+    /// # Errors
+    /// As for `emit`.
+    fn gather(&self, groups: &[u32]) -> Result<Vec<ArrayRef>>;
+
     /// Bytes held.
     fn size(&self) -> usize;
 
@@ -59,7 +65,7 @@ pub(super) fn vec_growth<T>(vec: &Vec<T>, more: usize) -> usize {
 }
 
 /// Group keys to dense group numbers.
-pub(super) struct GroupTable {
+pub(in crate::operator) struct GroupTable {
     declared: Vec<DataType>,
     types: Vec<DataType>,
     nested_floats: Vec<bool>,
@@ -73,7 +79,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// When a type cannot be a group key.
-    pub(super) fn new(declared: Vec<DataType>) -> Result<Self> {
+    pub(in crate::operator) fn new(declared: Vec<DataType>) -> Result<Self> {
         let types: Vec<DataType> = declared.iter().map(key_type).collect();
         let seen = vec![Seen::default(); types.len()];
         let store = store_for(&types, &seen)?;
@@ -88,12 +94,35 @@ impl GroupTable {
         })
     }
 
+    /// An empty table for keys of the same types, prepared for what this one has seen of them.
+    ///
+    /// # Errors
+    /// As for `new`.
+    pub(in crate::operator) fn successor(&self) -> Result<Self> {
+        Ok(Self {
+            declared: self.declared.clone(),
+            types: self.types.clone(),
+            nested_floats: self.nested_floats.clone(),
+            seen: self.seen.clone(),
+            store: store_for(&self.types, &self.seen)?,
+            dictionary_groups: Vec::new(),
+        })
+    }
+
+    /// Puts into `groups` the group of each row, and widens the store if it has to.
+    ///
+    /// # Errors
+    /// As for `intern`.
+    pub(in crate::operator) fn number(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
+        self.intern_columns(columns, groups, true).map(|_| ())
+    }
+
     /// Puts into `groups` the group of each row. Says `false`, and has done nothing, when that needs a wider store than
     /// the present one, whose many keys would all be copied: see [`Self::intern_wider`].
     ///
     /// # Errors
     /// When there are too many groups or a type cannot be converted.
-    pub(super) fn intern(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<bool> {
+    pub(in crate::operator) fn intern(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<bool> {
         let widens = self.size() <= WIDEN_AT_ONCE_BYTES;
         self.intern_columns(columns, groups, widens)
     }
@@ -102,7 +131,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// As for `intern`.
-    pub(super) fn intern_wider(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
+    pub(in crate::operator) fn intern_wider(&mut self, columns: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
         self.intern_columns(columns, groups, true).map(|_| ())
     }
 
@@ -125,7 +154,7 @@ impl GroupTable {
     }
 
     /// How many groups there are.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::operator) fn len(&self) -> usize {
         self.store.len()
     }
 
@@ -133,7 +162,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// When a key does not fit its declared type (a dictionary with too narrow an index).
-    pub(super) fn emit(&self, range: Range<usize>) -> Result<Vec<ArrayRef>> {
+    pub(in crate::operator) fn emit(&self, range: Range<usize>) -> Result<Vec<ArrayRef>> {
         let keys = self.emit_keys(range)?;
         keys.iter()
             .zip(&self.declared)
@@ -141,8 +170,20 @@ impl GroupTable {
             .collect()
     }
 
+    /// The group columns, of their declared types, of these groups in this order.
+    ///
+    /// # Errors
+    /// As for `emit`.
+    pub(in crate::operator) fn gather(&self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        let keys = self.store.gather(groups)?;
+        keys.iter()
+            .zip(&self.declared)
+            .map(|(key, declared)| to_type(key, declared))
+            .collect()
+    }
+
     /// The types that keys are stored as.
-    pub(super) fn key_types(&self) -> &[DataType] {
+    pub(in crate::operator) fn key_types(&self) -> &[DataType] {
         &self.types
     }
 
@@ -150,12 +191,12 @@ impl GroupTable {
     ///
     /// # Errors
     /// When the keys do not fit one array.
-    pub(super) fn emit_keys(&self, range: Range<usize>) -> Result<Vec<ArrayRef>> {
+    pub(in crate::operator) fn emit_keys(&self, range: Range<usize>) -> Result<Vec<ArrayRef>> {
         self.store.emit(range)
     }
 
     /// Bytes that the group columns of a range of groups take.
-    pub(super) fn bytes_in(&self, range: Range<usize>) -> usize {
+    pub(in crate::operator) fn bytes_in(&self, range: Range<usize>) -> usize {
         self.store.bytes_in(range)
     }
 
@@ -163,7 +204,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// When a column cannot be rebuilt.
-    pub(super) fn declared(&self, columns: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
+    pub(in crate::operator) fn declared(&self, columns: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
         let columns = columns.into_iter().zip(&self.nested_floats);
         columns
             .map(|(column, nested)| if *nested { canonical_floats(&column) } else { Ok(column) })
@@ -171,12 +212,12 @@ impl GroupTable {
     }
 
     /// Bytes held.
-    pub(super) fn size(&self) -> usize {
+    pub(in crate::operator) fn size(&self) -> usize {
         self.store.size()
     }
 
     /// Bytes that these rows may add, if all of them are new groups.
-    pub(super) fn growth(&self, columns: &[ArrayRef]) -> usize {
+    pub(in crate::operator) fn growth(&self, columns: &[ArrayRef]) -> usize {
         self.store.growth(columns)
     }
 
@@ -184,7 +225,7 @@ impl GroupTable {
     ///
     /// # Errors
     /// As for `new`.
-    pub(super) fn clear(&mut self) -> Result<()> {
+    pub(in crate::operator) fn clear(&mut self) -> Result<()> {
         self.store = store_for(&self.types, &self.seen)?;
         Ok(())
     }

@@ -37,6 +37,12 @@ pub(super) trait KeyColumn: Send {
     /// When the keys do not fit an array of the column's type.
     fn emit(&self, range: Range<usize>) -> Result<ArrayRef>;
 
+    /// The keys of these groups, in this order.
+    ///
+    /// # Errors
+    /// As for `emit`.
+    fn gather(&self, groups: &[u32]) -> Result<ArrayRef>;
+
     /// Bytes held.
     fn size(&self) -> usize;
 
@@ -77,6 +83,15 @@ impl Nulls {
             return None;
         }
         Some(NullBuffer::from_iter(range.map(|group| !self.contains(group)))).filter(|nulls| nulls.null_count() > 0)
+    }
+
+    /// The validity of these groups.
+    pub(super) fn gather(&self, groups: &[u32]) -> Option<NullBuffer> {
+        if self.is_empty() {
+            return None;
+        }
+        let valid = groups.iter().map(|group| !self.contains(*group as usize));
+        Some(NullBuffer::from_iter(valid)).filter(|nulls| nulls.null_count() > 0)
     }
 
     /// Bytes held.
@@ -174,6 +189,12 @@ where
     fn emit(&self, range: Range<usize>) -> Result<ArrayRef> {
         let values = ScalarBuffer::from(self.values[range.clone()].to_vec());
         let array = PrimitiveArray::<T>::new(values, self.nulls.emit(range));
+        Ok(Arc::new(array.with_data_type(self.data_type.clone())))
+    }
+
+    fn gather(&self, groups: &[u32]) -> Result<ArrayRef> {
+        let values = groups.iter().map(|group| self.values[*group as usize]);
+        let array = PrimitiveArray::<T>::new(values.collect(), self.nulls.gather(groups));
         Ok(Arc::new(array.with_data_type(self.data_type.clone())))
     }
 

@@ -3,11 +3,11 @@
 //! Two steps: [`group_table`] turns the keys of a batch into dense group numbers, [`accumulators`] folds the batch's
 //! columns into the state of those groups. Both work on whole batches.
 
-mod accumulators;
+pub(in crate::operator) mod accumulators;
 mod bytes_column;
 mod column_keys;
 mod distinct_count;
-mod group_table;
+pub(in crate::operator) mod group_table;
 mod grouped;
 mod key_column;
 mod key_value;
@@ -25,6 +25,9 @@ use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::AggregateSpec;
 use grouped::Grouped;
 use ungrouped::Ungrouped;
+
+pub(in crate::operator) use accumulators::{Input, Inputs, evaluate_all};
+pub(in crate::operator) use group_table::GroupTable;
 
 /// Groups and aggregates. Without functions, groups are handed on as they appear; otherwise at the end.
 pub(super) struct Aggregate {

@@ -164,6 +164,30 @@ impl<W: Word> PackedKeys<W> {
         Ok(())
     }
 
+    /// The columns of `keys`. `without` tells which of them are not the group of the only column's NULL.
+    fn unpack(&self, keys: &[W], without: impl Fn(u32) -> NullBuffer) -> Result<Vec<ArrayRef>> {
+        let unpack = |column: &PackedColumn| {
+            let nulls = match (column.null_bit, self.null_group) {
+                (Some(bit), _) => Some(NullBuffer::from_iter(
+                    keys.iter().map(|key| (key.extend() >> bit) & 1 == 0),
+                )),
+                (None, Some(null)) => Some(without(null)),
+                (None, None) => None,
+            };
+            let nulls = nulls.filter(|nulls| nulls.null_count() > 0);
+            macro_rules! unpack {
+                ($t:ty) => {
+                    Ok(unpack_column::<$t, W>(keys, column, nulls))
+                };
+            }
+            downcast_primitive! {
+                &column.data_type => (unpack),
+                _ => packed_bytes::unpack(keys, column.shift, column.width, &column.data_type)
+            }
+        };
+        self.columns.iter().map(unpack).collect()
+    }
+
     fn find_or_insert(&mut self, nulls: Option<&NullBuffer>, groups: &mut Vec<usize>) {
         let Self {
             keys,
@@ -298,27 +322,14 @@ impl<W: Word> KeyStore for PackedKeys<W> {
     }
 
     fn emit(&self, range: Range<usize>) -> Result<Vec<ArrayRef>> {
-        let keys = &self.keys[range.clone()];
-        let emit = |column: &PackedColumn| {
-            let nulls = match (column.null_bit, self.null_group) {
-                (Some(bit), _) => Some(NullBuffer::from_iter(
-                    keys.iter().map(|key| (key.extend() >> bit) & 1 == 0),
-                )),
-                (None, Some(null)) => Some(NullBuffer::from_iter(range.clone().map(|group| group != null as usize))),
-                (None, None) => None,
-            };
-            let nulls = nulls.filter(|nulls| nulls.null_count() > 0);
-            macro_rules! unpack {
-                ($t:ty) => {
-                    Ok(unpack_column::<$t, W>(keys, column, nulls))
-                };
-            }
-            downcast_primitive! {
-                &column.data_type => (unpack),
-                _ => packed_bytes::unpack(keys, column.shift, column.width, &column.data_type)
-            }
-        };
-        self.columns.iter().map(emit).collect()
+        self.unpack(&self.keys[range.clone()], |null| {
+            range.clone().map(|group| group != null as usize).collect()
+        })
+    }
+
+    fn gather(&self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        let keys: Vec<W> = groups.iter().map(|group| self.keys[*group as usize]).collect();
+        self.unpack(&keys, |null| groups.iter().map(|group| *group != null).collect())
     }
 
     fn size(&self) -> usize {

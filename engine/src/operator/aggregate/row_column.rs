@@ -45,6 +45,17 @@ impl RowColumn {
     }
 }
 
+impl RowColumn {
+    fn parse(&self, groups: impl Iterator<Item = usize>) -> Result<ArrayRef> {
+        let parser = self.converter.parser();
+        let rows = groups.map(|group| parser.parse(self.heap.get(group)));
+        let mut columns = self.converter.convert_rows(rows)?;
+        columns
+            .pop()
+            .ok_or_else(|| EngineError::Internal(format!("no rows of type {}", self.data_type)))
+    }
+}
+
 impl KeyColumn for RowColumn {
     fn bind(&mut self, array: &ArrayRef) -> Result<()> {
         self.bound = Some(self.converter.convert_columns(std::slice::from_ref(array))?);
@@ -77,12 +88,11 @@ impl KeyColumn for RowColumn {
     }
 
     fn emit(&self, range: Range<usize>) -> Result<ArrayRef> {
-        let parser = self.converter.parser();
-        let rows = range.map(|group| parser.parse(self.heap.get(group)));
-        let mut columns = self.converter.convert_rows(rows)?;
-        columns
-            .pop()
-            .ok_or_else(|| EngineError::Internal(format!("no rows of type {}", self.data_type)))
+        self.parse(range)
+    }
+
+    fn gather(&self, groups: &[u32]) -> Result<ArrayRef> {
+        self.parse(groups.iter().map(|group| *group as usize))
     }
 
     fn size(&self) -> usize {

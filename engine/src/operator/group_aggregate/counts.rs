@@ -1,0 +1,106 @@
+//! COUNT, BOOL_AND and BOOL_OR: numbers of rows.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array};
+use arrow::buffer::NullBuffer;
+
+use super::rolling::{Rolling, Rows, keep};
+use crate::data::Result;
+use crate::operator::aggregate::Input;
+
+/// Rows whose arguments are not NULL.
+#[derive(Default)]
+pub(super) struct Count {
+    counts: Vec<i64>,
+}
+
+impl Rolling for Count {
+    fn grow(&mut self, groups: usize) -> Result<()> {
+        self.counts.resize(groups, 0);
+        Ok(())
+    }
+
+    fn update(&mut self, input: &Input, rows: &Rows<'_>) -> Result<()> {
+        let nulls = known(&input.values);
+        let counts = &mut self.counts;
+        rows.each(input.filter.as_ref(), nulls.as_ref(), |_, group, sign| {
+            counts[group] += i64::from(sign);
+        });
+        Ok(())
+    }
+
+    fn gather(&self, groups: &[usize]) -> Result<ArrayRef> {
+        let counts = groups.iter().map(|group| self.counts[*group]);
+        Ok(Arc::new(Int64Array::from_iter_values(counts)))
+    }
+
+    fn forget(&mut self, groups: &[usize]) {
+        groups.iter().for_each(|group| self.counts[*group] = 0);
+    }
+
+    fn compact(&mut self, kept: &[usize]) -> Result<()> {
+        keep(&mut self.counts, kept);
+        Ok(())
+    }
+
+    fn size(&self) -> usize {
+        self.counts.capacity() * size_of::<i64>()
+    }
+}
+
+/// The rows in which no column is NULL.
+pub(super) fn known(columns: &[ArrayRef]) -> Option<NullBuffer> {
+    columns.iter().fold(None, |known, column| {
+        NullBuffer::union(known.as_ref(), column.logical_nulls().as_ref())
+    })
+}
+
+/// BOOL_AND or BOOL_OR: how many are true, how many are false.
+pub(super) struct BoolLogic {
+    or: bool,
+    counts: Vec<[i64; 2]>,
+}
+
+impl BoolLogic {
+    pub(super) fn new(or: bool) -> Self {
+        Self { or, counts: Vec::new() }
+    }
+}
+
+impl Rolling for BoolLogic {
+    fn grow(&mut self, groups: usize) -> Result<()> {
+        self.counts.resize(groups, [0; 2]);
+        Ok(())
+    }
+
+    fn update(&mut self, input: &Input, rows: &Rows<'_>) -> Result<()> {
+        let values = input.values[0].as_boolean();
+        let counts = &mut self.counts;
+        rows.each(input.filter.as_ref(), values.nulls(), |row, group, sign| {
+            counts[group][usize::from(values.value(row))] += i64::from(sign);
+        });
+        Ok(())
+    }
+
+    fn gather(&self, groups: &[usize]) -> Result<ArrayRef> {
+        let results = groups.iter().map(|group| match self.counts[*group] {
+            [0, 0] => None,
+            [falses, trues] => Some(if self.or { trues > 0 } else { falses == 0 }),
+        });
+        Ok(Arc::new(results.collect::<BooleanArray>()))
+    }
+
+    fn forget(&mut self, groups: &[usize]) {
+        groups.iter().for_each(|group| self.counts[*group] = [0; 2]);
+    }
+
+    fn compact(&mut self, kept: &[usize]) -> Result<()> {
+        keep(&mut self.counts, kept);
+        Ok(())
+    }
+
+    fn size(&self) -> usize {
+        self.counts.capacity() * size_of::<[i64; 2]>()
+    }
+}

@@ -1,0 +1,8 @@
+//! Window aggregation against a naive model, row at a time.
+
+mod emit;
+mod model;
+mod sessions;
+mod slices;
+mod state;
+mod timing;
