@@ -8,6 +8,7 @@ pub mod blackhole;
 pub mod datagen;
 #[cfg(feature = "filesystem")]
 pub mod filesystem;
+pub mod formats;
 #[cfg(any(feature = "datagen", feature = "nexmark", feature = "ysb"))]
 mod generate;
 #[cfg(feature = "nexmark")]

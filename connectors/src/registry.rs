@@ -151,6 +151,9 @@ pub fn sink_of(table: &dyn TableProvider) -> Result<Option<SinkSpec>> {
         if let Some(table) = any.downcast_ref::<crate::filesystem::FileTable>() {
             return table.sink().map(Some);
         }
+        if let Some(table) = any.downcast_ref::<crate::filesystem::RecordTable>() {
+            return table.sink().map(Some);
+        }
         if let Some(table) = any.downcast_ref::<datafusion::datasource::listing::ListingTable>() {
             return crate::filesystem::listing_sink(table).map(Some);
         }

@@ -16,6 +16,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 use futures::StreamExt;
+use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 /// Finds the first bad record of the files that `plan` scans, given that running it has failed with `cause`; a
@@ -66,8 +67,12 @@ fn scans(plan: &Arc<dyn ExecutionPlan>) -> Vec<FileScanConfig> {
 }
 
 fn file_name(scan: &FileScanConfig, file: &PartitionedFile) -> String {
-    let location = &file.object_meta.location;
-    match scan.object_store_url.as_str() {
+    shown_name(scan.object_store_url.as_str(), &file.object_meta.location)
+}
+
+/// How a file of a store is called in messages.
+pub(super) fn shown_name(store: &str, location: &Path) -> String {
+    match store {
         "file:///" => {
             let absolute = format!("/{location}");
             // As the user wrote it, where that was relative.

@@ -1,6 +1,7 @@
 //! Batches to the bytes of one file, per format.
 
 use std::error::Error;
+use std::io::Write;
 use std::sync::Arc;
 
 use arrow::csv;
@@ -18,6 +19,7 @@ use crate::filesystem::compress::Compressed;
 use crate::filesystem::fixed::FixedEncoder;
 use crate::filesystem::storage::StagedFile;
 use crate::filesystem::{FileOptions, Format};
+use crate::formats::Encode;
 
 /// A row group is held in memory until it is written: it ends at so many bytes, if not at its rows before.
 const ROW_GROUP_BYTES: usize = 32 << 20;
@@ -97,6 +99,14 @@ pub(super) fn encoder(
             let builder = AvroWriterBuilder::new(schema.as_ref().clone()).with_compression(options.avro);
             Box::new(AvroEncoder(builder.build::<_, AvroOcfFormat>(file)?))
         }
+        Format::DebeziumJson | Format::CanalJson => {
+            let format = options.format.records().ok_or("not a changelog")?;
+            Box::new(ChangelogEncoder {
+                encode: crate::formats::encoder(format)?,
+                file: text(file)?,
+                text: Vec::new(),
+            })
+        }
         Format::Fixed => Box::new(FixedEncoder::try_new(schema, &options.fixed_lengths, file)?),
     })
 }
@@ -168,6 +178,32 @@ impl FileEncoder for JsonEncoder {
     fn finish(mut self: Box<Self>) -> EncodeResult<Box<dyn StagedFile>> {
         self.0.finish()?;
         Ok(self.0.into_inner().finish()?)
+    }
+}
+
+struct ChangelogEncoder {
+    encode: Box<dyn Encode>,
+    file: Compressed,
+    text: Vec<u8>,
+}
+
+impl FileEncoder for ChangelogEncoder {
+    fn write(&mut self, batch: &Batch) -> EncodeResult<()> {
+        self.text.clear();
+        self.encode.encode(batch, &mut self.text)?;
+        Ok(self.file.write_all(&self.text)?)
+    }
+
+    fn held_bytes(&self) -> usize {
+        0
+    }
+
+    fn relieve(&mut self) -> EncodeResult<()> {
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> EncodeResult<Box<dyn StagedFile>> {
+        Ok(self.file.finish()?)
     }
 }
 

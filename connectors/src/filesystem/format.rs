@@ -3,6 +3,8 @@
 use datafusion::common::parsers::CompressionTypeVariant;
 use thalweg_engine::{EngineError, Result};
 
+use crate::formats::StreamFormat;
+
 /// A file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -18,6 +20,10 @@ pub enum Format {
     Avro,
     /// Records of one length, without anything between them.
     Fixed,
+    /// A changelog as Debezium tells it, one JSON object a line.
+    DebeziumJson,
+    /// A changelog as Canal tells it, one JSON object a line.
+    CanalJson,
 }
 
 /// File extensions, the first of each format is the one it writes.
@@ -28,6 +34,8 @@ const EXTENSIONS: &[(Format, &[&str])] = &[
     (Format::Arrow, &["arrow", "ipc", "feather"]),
     (Format::Avro, &["avro"]),
     (Format::Fixed, &["fixed", "bin"]),
+    (Format::DebeziumJson, &["debezium-json"]),
+    (Format::CanalJson, &["canal-json"]),
 ];
 
 const COMPRESSIONS: &[(CompressionTypeVariant, &str)] = &[
@@ -50,7 +58,8 @@ impl Format {
             .map(|(format, _)| *format)
             .ok_or_else(|| {
                 EngineError::Plan(format!(
-                    "there is no file format '{name}'; the formats are: parquet, csv, json, arrow, avro, fixed"
+                    "there is no file format '{name}'; the formats are: parquet, csv, json, arrow, avro, fixed, \
+                     debezium-json, canal-json"
                 ))
             })
     }
@@ -71,7 +80,7 @@ impl Format {
         }
     }
 
-    /// The name, also the extension of the files it writes.
+    /// The name.
     pub fn name(self) -> &'static str {
         match self {
             Format::Parquet => "parquet",
@@ -80,19 +89,36 @@ impl Format {
             Format::Arrow => "arrow",
             Format::Avro => "avro",
             Format::Fixed => "fixed",
+            Format::DebeziumJson => "debezium-json",
+            Format::CanalJson => "canal-json",
+        }
+    }
+
+    /// The format of its records, if it has such that can be read one by one.
+    pub fn records(self) -> Option<StreamFormat> {
+        match self {
+            Format::Csv => Some(StreamFormat::Csv),
+            Format::Json => Some(StreamFormat::Json),
+            Format::DebeziumJson => Some(StreamFormat::DebeziumJson),
+            Format::CanalJson => Some(StreamFormat::CanalJson),
+            Format::Parquet | Format::Arrow | Format::Avro | Format::Fixed => None,
         }
     }
 
     /// Whether files are text, which may be compressed as a whole.
     pub fn is_text(&self) -> bool {
-        matches!(self, Format::Csv | Format::Json)
+        self.records().is_some()
     }
 
     /// The extension of the files it writes under `compression`, e.g. `csv.gz`.
     pub fn extension(self, compression: CompressionTypeVariant) -> String {
+        let name = match self {
+            Format::DebeziumJson | Format::CanalJson => Format::Json.name(),
+            other => other.name(),
+        };
         match COMPRESSIONS.iter().find(|(known, _)| *known == compression) {
-            Some((_, extension)) if self.is_text() => format!("{}.{extension}", self.name()),
-            _ => self.name().to_string(),
+            Some((_, extension)) if self.is_text() => format!("{name}.{extension}"),
+            _ => name.to_string(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! (`csv.field-delimiter`) and DataFusion's (`format.delimiter`).
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -27,6 +28,12 @@ pub struct FileOptions {
     pub json: JsonOptions,
     /// Whether JSON leaves out the fields that are NULL.
     pub json_ignore_null_fields: bool,
+    /// Whether records that cannot be read are skipped.
+    pub ignore_parse_errors: bool,
+    /// The file to which records that cannot be read are appended, and skipped.
+    pub dead_letter: Option<PathBuf>,
+    /// Whether Debezium's messages carry their schema.
+    pub schema_include: bool,
     /// Parquet.
     pub parquet: ParquetOptions,
     /// Compression of Arrow IPC buffers.
@@ -86,6 +93,8 @@ const COMMON: &[Known] = &[
 ];
 
 const CSV: &[Known] = &[
+    IGNORE_PARSE_ERRORS,
+    DEAD_LETTER,
     Known("header", &["has-header", "ignore-first-line"], |o, v| {
         assign(&mut o.csv.has_header, Some(parse_bool(v)?))
     }),
@@ -133,7 +142,42 @@ const CSV: &[Known] = &[
     }),
 ];
 
+const IGNORE_PARSE_ERRORS: Known = Known("ignore-parse-errors", &[], |o, v| {
+    assign(&mut o.ignore_parse_errors, parse_bool(v)?)
+});
+
+const DEAD_LETTER: Known = Known("dead-letter.path", &[], |o, v| {
+    assign(&mut o.dead_letter, Some(PathBuf::from(v)))
+});
+
+const JSON_COMPRESSION: Known = Known("compression", &[], |o, v| {
+    assign(&mut o.json.compression, compression(v)?)
+});
+
+const JSON_COMPRESSION_LEVEL: Known = Known("compression-level", &[], |o, v| {
+    assign(&mut o.json.compression_level, Some(number(v)?))
+});
+
+const DEBEZIUM: &[Known] = &[
+    IGNORE_PARSE_ERRORS,
+    DEAD_LETTER,
+    Known("schema-include", &[], |o, v| {
+        assign(&mut o.schema_include, parse_bool(v)?)
+    }),
+    JSON_COMPRESSION,
+    JSON_COMPRESSION_LEVEL,
+];
+
+const CANAL: &[Known] = &[
+    IGNORE_PARSE_ERRORS,
+    DEAD_LETTER,
+    JSON_COMPRESSION,
+    JSON_COMPRESSION_LEVEL,
+];
+
 const JSON: &[Known] = &[
+    IGNORE_PARSE_ERRORS,
+    DEAD_LETTER,
     Known("encode.ignore-null-fields", &[], |o, v| {
         assign(&mut o.json_ignore_null_fields, parse_bool(v)?)
     }),
@@ -143,12 +187,8 @@ const JSON: &[Known] = &[
     Known("schema-infer-max-rec", &[], |o, v| {
         assign(&mut o.json.schema_infer_max_rec, Some(positive(v)?))
     }),
-    Known("compression", &[], |o, v| {
-        assign(&mut o.json.compression, compression(v)?)
-    }),
-    Known("compression-level", &[], |o, v| {
-        assign(&mut o.json.compression_level, Some(number(v)?))
-    }),
+    JSON_COMPRESSION,
+    JSON_COMPRESSION_LEVEL,
 ];
 
 const PARQUET: &[Known] = &[
@@ -217,6 +257,9 @@ impl FileOptions {
                 ..JsonOptions::default()
             },
             json_ignore_null_fields: false,
+            ignore_parse_errors: false,
+            dead_letter: None,
+            schema_include: false,
             parquet: ParquetOptions {
                 created_by: "thalweg".into(),
                 ..ParquetOptions::default()
@@ -292,6 +335,8 @@ impl FileOptions {
             Format::Arrow => ARROW,
             Format::Avro => AVRO,
             Format::Fixed => FIXED,
+            Format::DebeziumJson => DEBEZIUM,
+            Format::CanalJson => CANAL,
         }
     }
 
@@ -309,7 +354,7 @@ impl FileOptions {
     pub fn text_compression(&self) -> CompressionTypeVariant {
         match self.format {
             Format::Csv => self.csv.compression,
-            Format::Json => self.json.compression,
+            Format::Json | Format::DebeziumJson | Format::CanalJson => self.json.compression,
             _ => CompressionTypeVariant::UNCOMPRESSED,
         }
     }
@@ -318,7 +363,7 @@ impl FileOptions {
     pub fn text_compression_level(&self) -> Option<u32> {
         match self.format {
             Format::Csv => self.csv.compression_level,
-            Format::Json => self.json.compression_level,
+            Format::Json | Format::DebeziumJson | Format::CanalJson => self.json.compression_level,
             _ => None,
         }
     }

@@ -31,8 +31,10 @@ use thalweg_engine::plan::{SchemaSpec, SinkSpec};
 use thalweg_engine::{EngineError, Result};
 
 use crate::filesystem::fixed::{FixedFormat, Layout};
+use crate::filesystem::records::{Files, RecordTable};
 use crate::filesystem::storage::{Target, local_path};
 use crate::filesystem::{FileOptions, Format, hive, watch};
+use crate::formats::{FormatOptions, StreamFormat};
 
 /// A table over files that knows how to be read and where `INSERT INTO` writes.
 #[derive(Clone, Debug)]
@@ -102,6 +104,9 @@ pub async fn create_table(
             parsed.path
         )));
     }
+    if let Some(format) = record_format(&parsed)? {
+        return record_table(state, columns, url, &parsed, format, options).await;
+    }
     let listing = ListingOptions::new(reader(state, &parsed)).with_file_extension(extension_filter(&parsed, &url));
     let declared = !columns.fields().is_empty();
     let found = if declared {
@@ -141,6 +146,83 @@ pub async fn create_table(
         monitor: parsed.monitor,
         options,
     }))
+}
+
+/// How records are read one by one, where that is needed: changelogs, and files of which bad records are set aside.
+fn record_format(options: &FileOptions) -> Result<Option<FormatOptions>> {
+    let Some(format) = options.format.records() else {
+        return Ok(None);
+    };
+    if !(format.is_changelog() || options.ignore_parse_errors || options.dead_letter.is_some()) {
+        return Ok(None);
+    }
+    let mut records = FormatOptions::new(format);
+    records.ignore_parse_errors = options.ignore_parse_errors;
+    records.dead_letter.clone_from(&options.dead_letter);
+    records.schema_include = options.schema_include;
+    let csv = &options.csv;
+    if format == StreamFormat::Csv {
+        let formats = [
+            &csv.date_format,
+            &csv.time_format,
+            &csv.timestamp_format,
+            &csv.timestamp_tz_format,
+        ];
+        let lines = [csv.newlines_in_values, csv.truncated_rows];
+        if formats.iter().any(|format| format.is_some()) || lines.contains(&Some(true)) {
+            return Err(EngineError::Plan(
+                "bad records of CSV cannot be set aside together with formats of dates and times, newlines in values or \
+                 truncated rows; leave out 'csv.ignore-parse-errors' and 'dead-letter.path', or those"
+                    .into(),
+            ));
+        }
+        records.csv.delimiter = csv.delimiter;
+        records.csv.quote = csv.quote;
+        records.csv.escape = csv.escape;
+        records.csv.comment = csv.comment;
+        records.csv.null_literal.clone_from(&csv.null_value);
+    }
+    Ok(Some(records))
+}
+
+async fn record_table(
+    state: &dyn Session,
+    columns: SchemaRef,
+    url: ListingTableUrl,
+    parsed: &FileOptions,
+    format: FormatOptions,
+    options: BTreeMap<String, String>,
+) -> Result<Arc<dyn TableProvider>> {
+    let name = format.format.name();
+    if !parsed.partition_by.is_empty() {
+        return Err(EngineError::Plan(format!(
+            "files of format '{name}' that are read record by record have no partitions; leave PARTITIONED BY out"
+        )));
+    }
+    let columns = match columns.fields().is_empty() {
+        false => columns,
+        true if format.format.is_changelog() => {
+            return Err(EngineError::Plan(format!(
+                "format '{name}' needs columns: CREATE TABLE t (a INT, ..) WITH (..)"
+            )));
+        }
+        true => {
+            let listing =
+                ListingOptions::new(reader(state, parsed)).with_file_extension(extension_filter(parsed, &url));
+            listing.infer_schema(state, &url).await?
+        }
+    };
+    let has_header = parsed
+        .csv
+        .has_header
+        .unwrap_or(state.config().options().catalog.has_header);
+    let files = Files {
+        extension: extension_filter(parsed, &url),
+        url,
+        compression: parsed.text_compression().into(),
+        skips_header: parsed.format == Format::Csv && has_header,
+    };
+    Ok(Arc::new(RecordTable::try_new(files, columns, format, options)?))
 }
 
 /// Columns of the files, partition columns, and both as declared.
@@ -252,7 +334,10 @@ fn reader(state: &dyn Session, options: &FileOptions) -> Arc<dyn FileFormat> {
             }))
         }
         Format::Csv => Arc::new(CsvFormat::default().with_options(options.csv.clone())),
-        Format::Json => Arc::new(JsonFormat::default().with_options(options.json.clone())),
+        // What is in a changelog's files is JSON, too; its table does not read it this way.
+        Format::Json | Format::DebeziumJson | Format::CanalJson => {
+            Arc::new(JsonFormat::default().with_options(options.json.clone()))
+        }
         Format::Arrow => Arc::new(ArrowFormat),
         Format::Avro => Arc::new(AvroFormat),
         Format::Fixed => Arc::new(FixedFormat::new(options.fixed_lengths.clone())),

@@ -14,6 +14,7 @@ use crate::operator::limit::Limit;
 use crate::operator::merge::Merge;
 use crate::operator::nested_loop_join::NestedLoopJoin;
 use crate::operator::normalize::Normalize;
+use crate::operator::over::Over;
 use crate::operator::project::Project;
 use crate::operator::rank::rank;
 use crate::operator::runtime_filter::RuntimeFilter;
@@ -21,9 +22,10 @@ use crate::operator::scan::{Scan, Source, Splits};
 use crate::operator::session_assign::SessionAssign;
 use crate::operator::sort::{SharedRuns, Sort};
 use crate::operator::stream_scan::StreamScan;
+use crate::operator::stream_sort::StreamSort;
 use crate::operator::window::Window;
-use crate::operator::window_assign::WindowAssign;
 use crate::operator::window_aggregate::WindowAggregate;
+use crate::operator::window_assign::WindowAssign;
 use crate::operator::wrapped::Wrapped;
 use crate::plan::{OperatorSpec, SortSpec};
 
@@ -52,12 +54,12 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
         OperatorSpec::GroupAggregate(spec) => Box::new(GroupAggregate::new(spec.clone())?),
         OperatorSpec::Rank(spec) => rank(spec)?,
         OperatorSpec::Normalize(spec) => Box::new(Normalize::new(spec.clone())?),
+        OperatorSpec::Over(spec) => Box::new(Over::new(spec.clone())?),
+        OperatorSpec::StreamSort(spec) => Box::new(StreamSort::new(spec)?),
         OperatorSpec::StreamJoin(_)
         | OperatorSpec::IntervalJoin(_)
         | OperatorSpec::WindowJoin(_)
-        | OperatorSpec::TemporalJoin(_)
-        | OperatorSpec::Over(_)
-        | OperatorSpec::StreamSort(_) => {
+        | OperatorSpec::TemporalJoin(_) => {
             return Err(EngineError::Plan(format!("{} is not built yet", spec.name())));
         }
         OperatorSpec::Custom(_) => {

@@ -20,6 +20,9 @@ mod slots;
 mod tests;
 mod ungrouped;
 
+pub(in crate::operator) use accumulators::{as_mask, evaluate_all, raw_arguments};
+pub(in crate::operator) use group_table::GroupTable;
+
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::AggregateSpec;
