@@ -326,7 +326,7 @@ impl Session {
                 let rows = self.explain_analyze(Arc::unwrap_or_clone(analyze.input))?;
                 Ok(Outcome::Rows(Self::plan_rows(rows)?))
             }
-            plan => Ok(Outcome::Rows(self.run(plan)?)),
+            plan => Ok(Outcome::Rows(self.run(&plan)?)),
         }
     }
 
@@ -335,7 +335,7 @@ impl Session {
             LogicalStatement::Execute(_) => {
                 let prepared = self.context().execute_logical_plan(LogicalPlan::Statement(statement));
                 Ok(Outcome::Rows(
-                    self.run(self.block_on(prepared)?.into_unoptimized_plan())?,
+                    self.run(&self.block_on(prepared)?.into_unoptimized_plan())?,
                 ))
             }
             LogicalStatement::SetVariable(ref set) if !set.variable.starts_with("datafusion.") => {
@@ -429,8 +429,8 @@ impl Session {
         insert_into_physical(plan)
     }
 
-    pub(crate) fn optimize(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
-        if self.is_streaming(plan)? {
+    pub(crate) fn optimize(&self, plan: &LogicalPlan, streaming: bool) -> Result<LogicalPlan> {
+        if streaming {
             return self.optimize_streaming(plan);
         }
         // In batch mode all rows are there: filters may pass where watermarks would be taken.
@@ -439,17 +439,30 @@ impl Session {
     }
 
     /// Optimizes and starts a query.
-    pub(crate) fn run(&self, plan: LogicalPlan) -> Result<QueryResult> {
-        let optimized = self.optimize(&plan)?;
+    pub(crate) fn run(&self, plan: &LogicalPlan) -> Result<QueryResult> {
+        self.run_in_mode(plan, self.is_streaming(plan)?)
+    }
+
+    /// Starts a query whose complete answer is needed before anything else can happen: in batch mode, whatever the mode.
+    pub(crate) fn run_complete(&self, plan: &LogicalPlan, what: &str) -> Result<QueryResult> {
+        if self.is_unbounded(plan)? {
+            return Err(Error::unsupported(format!("{what} reads a table without end: it would never be complete"))
+                .with_remedy("write it as a JOIN or with windows, or give the table an end"));
+        }
+        self.run_in_mode(plan, false)
+    }
+
+    fn run_in_mode(&self, plan: &LogicalPlan, streaming: bool) -> Result<QueryResult> {
+        let optimized = self.optimize(plan, streaming)?;
         let schema: SchemaRef = Arc::new(optimized.schema().as_arrow().clone());
-        let resolved = self.resolve_scalar_subqueries(optimized)?;
-        let job = self.submit(&resolved)?;
+        let resolved = self.resolve_scalar_subqueries(optimized, streaming)?;
+        let job = self.submit(&resolved, streaming)?;
         let schema = result_schema(job.graph(), &schema);
         Ok(QueryResult::of_job(job, schema))
     }
 
     /// Runs the uncorrelated scalar subqueries of a plan, innermost first, and puts their values in their place.
-    pub(crate) fn resolve_scalar_subqueries(&self, plan: LogicalPlan) -> Result<LogicalPlan> {
+    pub(crate) fn resolve_scalar_subqueries(&self, plan: LogicalPlan, streaming: bool) -> Result<LogicalPlan> {
         let subqueries = thalweg_optimizer::uncorrelated_scalar_subqueries(&plan);
         if subqueries.is_empty() {
             return Ok(plan);
@@ -461,12 +474,12 @@ impl Session {
         }
         let plan = thalweg_optimizer::substitute(plan, &values)?;
         // A value may let a filter move into a scan, or show that a branch is empty.
-        self.optimize(&plan)
+        self.optimize(&plan, streaming)
     }
 
     fn scalar(&self, plan: &LogicalPlan) -> Result<ScalarValue> {
         let mut value = None;
-        let rows = self.run(plan.clone())?;
+        let rows = self.run_complete(plan, "a scalar subquery")?;
         let data_type = rows.schema().field(0).data_type().clone();
         for batch in rows {
             let batch = batch?;
@@ -487,8 +500,8 @@ impl Session {
         })
     }
 
-    pub(crate) fn lower(&self, plan: &LogicalPlan) -> Result<JobGraph> {
-        if self.is_streaming(plan)? {
+    pub(crate) fn lower(&self, plan: &LogicalPlan, streaming: bool) -> Result<JobGraph> {
+        if streaming {
             return self.lower_streaming(std::slice::from_ref(plan));
         }
         let state = self.state();
@@ -517,10 +530,10 @@ impl Session {
     }
 
     /// Lowers a plan without scalar subqueries and starts it.
-    pub(crate) fn submit(&self, plan: &LogicalPlan) -> Result<JobHandle> {
+    pub(crate) fn submit(&self, plan: &LogicalPlan, streaming: bool) -> Result<JobHandle> {
         self.block_on(crate::resolver::check_files(plan, self.state().runtime_env()))?;
-        let graph = self.lower(plan)?;
-        self.start(graph, self.is_streaming(plan)?)
+        let graph = self.lower(plan, streaming)?;
+        self.start(graph, streaming)
     }
 
     /// Starts a job.

@@ -28,7 +28,17 @@ impl DB for Engine {
         let Some(collected) = run(&self.session, &sql)? else {
             return Ok(DBOutput::StatementComplete(0));
         };
-        let folded = collected.folded().map_err(|why| panic!("{sql}\n{why}"))?;
+        let types = |columns| vec![DefaultColumnType::Any; columns];
+        let folded = match collected.folded() {
+            Ok(folded) => folded,
+            // Agrees with no expected row.
+            Err(why) => {
+                return Ok(DBOutput::Rows {
+                    types: types(1),
+                    rows: vec![vec![why]],
+                });
+            }
+        };
         let mut rows: Vec<Vec<String>> = folded
             .into_iter()
             .flat_map(|(row, count)| std::iter::repeat_n(row, usize::try_from(count).unwrap()))
@@ -36,7 +46,7 @@ impl DB for Engine {
             .collect();
         rows.sort();
         let changes = usize::from(collected.is_changelog());
-        let types = vec![DefaultColumnType::Any; collected.schema.fields().len() - changes];
+        let types = types(collected.schema.fields().len() - changes);
         Ok(DBOutput::Rows { types, rows })
     }
 

@@ -1,10 +1,11 @@
 //! Running statements in batch and in streaming mode, and folding what they give into a multiset of rows.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use arrow::array::{Array, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use thalweg::{Error, Outcome, QueryResult, Session, SessionConfig};
@@ -142,29 +143,34 @@ pub(crate) fn rows_of(batches: &[RecordBatch]) -> Rows {
 
 /// `None` when the rows are the same, else some that differ.
 pub(crate) fn difference(actual: &Rows, expected: &Rows) -> Option<String> {
-    let mut wrong: Vec<String> = Vec::new();
+    let (mut missing, mut wrong): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
     let mut note = |row: &Vec<String>| {
         let (got, wanted) = (
             actual.get(row).copied().unwrap_or(0),
             expected.get(row).copied().unwrap_or(0),
         );
-        if got != wanted {
-            wrong.push(format!("{got} times instead of {wanted}: {}", row.join(" | ")));
+        let line = || format!("{got} times instead of {wanted}: {}", row.join(" | "));
+        match got.cmp(&wanted) {
+            Ordering::Less => missing.push(line()),
+            Ordering::Greater => wrong.push(line()),
+            Ordering::Equal => {}
         }
     };
     expected.keys().for_each(&mut note);
     actual.keys().filter(|row| !expected.contains_key(*row)).for_each(&mut note);
-    if wrong.is_empty() {
+    if wrong.is_empty() && missing.is_empty() {
         return None;
     }
     wrong.sort();
+    missing.sort();
     let total = |rows: &Rows| rows.values().sum::<i64>();
     Some(format!(
-        "{} rows instead of {}; {} differ:\n  {}",
+        "{} rows instead of {}; {} too few, {} too many:\n  {}",
         total(actual),
         total(expected),
+        missing.len(),
         wrong.len(),
-        wrong[..wrong.len().min(8)].join("\n  ")
+        missing.iter().take(5).chain(wrong.iter().take(5)).map(String::as_str).collect::<Vec<_>>().join("\n  ")
     ))
 }
 
