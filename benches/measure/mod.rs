@@ -9,6 +9,7 @@ pub(crate) mod peers;
 mod tables;
 
 pub(crate) use arguments::Arguments;
+#[allow(unused_imports, reason = "not every benchmark compares so")]
 pub(crate) use contender::{Contender, Workload, compare};
 pub(crate) use noise::Noise;
 pub(crate) use tables::{ParquetFile, touch};

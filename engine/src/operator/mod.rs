@@ -6,6 +6,7 @@
 mod aggregate;
 mod array_bytes;
 mod assign_watermark;
+pub mod buffers;
 mod context;
 mod expand;
 mod factory;
@@ -20,6 +21,7 @@ mod merge;
 mod nested_loop_join;
 mod normalize;
 mod over;
+pub mod process;
 mod project;
 mod rank;
 mod runtime_filter;
@@ -42,6 +44,7 @@ use crate::plan::{CustomSpec, Opaque};
 use crate::time::Timer;
 
 pub use crate::exchange::{Port, ReadNext};
+pub use buffers as windows;
 pub use context::{Context, OperatorMetrics};
 pub use factory::{build_operator, build_range_sort, build_source};
 pub use runtime_filter::RuntimeFilters;

@@ -396,7 +396,8 @@ pub struct RankSpec {
     /// Column of a window's end: ranks are per window and leave once, when the window is complete.
     pub window_end: Option<usize>,
     /// Whether the first `order_by` key is the event time or arrival itself, so that with `last` = 1 the operator is a
-    /// deduplication that keeps one row per partition.
+    /// deduplication that keeps one row per partition. Of rows of one time it keeps the first that came when the order
+    /// is ascending, and the last when it is descending and this is the only key.
     pub by_time: bool,
     /// The input's schema.
     pub input_schema: SchemaSpec,

@@ -344,3 +344,61 @@ fn store_for(types: &[DataType], seen: &[Seen]) -> Result<Box<dyn KeyStore>> {
     }
     Ok(Box::new(ColumnKeys::new(types)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{
+        BooleanArray, DictionaryArray, Int16Array, Int64Array, ListArray, StringArray, StringViewArray, UInt32Array,
+    };
+    use arrow::compute::take;
+    use arrow::datatypes::{Int32Type, Int64Type};
+
+    use super::*;
+
+    /// Keys come in the order that is asked for, whatever they are stored as.
+    #[test]
+    fn chosen_groups_are_gathered() {
+        let list = |of: Option<i64>| of.map(|value| vec![Some(value), None]);
+        let lists =
+            ListArray::from_iter_primitive::<Int64Type, _, _>([list(Some(1)), None, list(Some(2)), list(Some(3))]);
+        let long = |n: &str| format!("{n} and what makes it too long to be packed");
+        let dictionary: DictionaryArray<Int32Type> = [Some("x"), None, Some("y"), Some("z")].into_iter().collect();
+        let columns: Vec<Vec<ArrayRef>> = vec![
+            vec![Arc::new(Int16Array::from(vec![Some(3), None, Some(1), Some(2)]))],
+            vec![Arc::new(Int64Array::from(vec![Some(3), Some(9), None, Some(2)]))],
+            vec![
+                Arc::new(Int64Array::from(vec![Some(3), Some(9), None, Some(2)])),
+                Arc::new(Int16Array::from(vec![None, Some(9), Some(1), Some(2)])),
+            ],
+            vec![Arc::new(StringArray::from(vec![Some("a"), None, Some(""), Some("bc")]))],
+            vec![
+                Arc::new(StringViewArray::from_iter([
+                    Some(long("a")),
+                    None,
+                    Some(long("b")),
+                    Some("c".into()),
+                ])),
+                Arc::new(BooleanArray::from(vec![None, Some(true), Some(false), Some(true)])),
+            ],
+            vec![Arc::new(lists)],
+            vec![Arc::new(dictionary)],
+        ];
+        for columns in columns {
+            let types = columns.iter().map(|column| column.data_type().clone()).collect();
+            let mut table = GroupTable::new(types).unwrap();
+            let mut groups = Vec::new();
+            table.number(&columns, &mut groups).unwrap();
+            assert_eq!(groups, [0, 1, 2, 3]);
+            let wanted = [3, 1, 1, 0, 2];
+            let expected = columns
+                .iter()
+                .map(|column| take(column, &UInt32Array::from(wanted.to_vec()), None).unwrap());
+            assert_eq!(table.gather(&wanted).unwrap(), expected.collect::<Vec<_>>());
+            assert_eq!(table.gather(&[]).unwrap()[0].len(), 0);
+            let mut successor = table.successor().unwrap();
+            assert_eq!(successor.len(), 0);
+            successor.number(&table.gather(&wanted).unwrap(), &mut groups).unwrap();
+            assert_eq!(groups, [0, 1, 1, 2, 3]);
+        }
+    }
+}

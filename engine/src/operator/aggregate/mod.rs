@@ -20,17 +20,13 @@ mod slots;
 mod tests;
 mod ungrouped;
 
-pub(in crate::operator) use accumulators::{as_mask, evaluate_all, raw_arguments};
-pub(in crate::operator) use group_table::GroupTable;
-
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::AggregateSpec;
+pub(in crate::operator) use accumulators::{Accumulators, Input, Inputs, Take, as_mask, evaluate_all, raw_arguments};
+pub(in crate::operator) use group_table::GroupTable;
 use grouped::Grouped;
 use ungrouped::Ungrouped;
-
-pub(in crate::operator) use accumulators::{Input, Inputs, evaluate_all};
-pub(in crate::operator) use group_table::GroupTable;
 
 /// Groups and aggregates. Without functions, groups are handed on as they appear; otherwise at the end.
 pub(super) struct Aggregate {

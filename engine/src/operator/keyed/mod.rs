@@ -6,6 +6,8 @@ mod changes;
 pub(in crate::operator) mod folded;
 mod index;
 mod row_store;
+#[cfg(test)]
+mod timing;
 mod touched;
 
 use std::sync::Arc;

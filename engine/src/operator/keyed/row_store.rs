@@ -12,8 +12,10 @@ use arrow::datatypes::SchemaRef;
 
 use crate::data::{Batch, EngineError, Result, batch_bytes, compact_views};
 
-/// Chunks do not grow beyond so many rows.
+/// Chunks that are copied together have at most so many rows.
 const CHUNK_ROWS: usize = 1 << 16;
+/// Chunks of so many rows are not merged: a few more of them cost less than the copy.
+const MERGED_ROWS: usize = 1 << 13;
 /// Released rows that are never worth a copy of the others.
 const DEAD_MIN: usize = 1 << 13;
 /// The slot of a row that has been released.
@@ -177,7 +179,7 @@ impl RowStore {
         let mut count = 0;
         for chunk in self.chunks.iter().rev() {
             let rows = chunk.slots.len();
-            if count > 0 && (rows > 2 * total || rows + total > CHUNK_ROWS) {
+            if count > 0 && (rows > 2 * total || rows + total > MERGED_ROWS) {
                 break;
             }
             total += rows;
@@ -265,7 +267,7 @@ mod tests {
                 prop_assert_eq!(&gathered[1], &columns(&numbers)[1]);
             }
             prop_assert!(store.rows <= 2 * store.live + DEAD_MIN);
-            prop_assert!(store.chunks.len() <= 20 + store.rows * 2 / CHUNK_ROWS);
+            prop_assert!(store.chunks.len() <= 20 + store.rows * 2 / MERGED_ROWS);
         }
     }
 }

@@ -532,3 +532,16 @@ fn a_rank_of_no_rows_is_refused() {
         ));
     }
 }
+
+#[test]
+fn without_partitions_there_is_one() {
+    let mut spec = spec(ORDERS[0], 1, 2, true);
+    spec.partition_by.clear();
+    let mut harness = harness(&spec);
+    let rows = [row(1, 5, "a"), row(2, 4, "b"), row(3, 6, "c")];
+    assert_eq!(pushed(&mut harness, &spec, &rows), ["+I 2|4|b|1", "+I 1|5|a|2"]);
+    assert_eq!(
+        pushed(&mut harness, &spec, &[row(1, 4, "d")]),
+        ["-U 1|5|a|2", "+U 1|4|d|2"]
+    );
+}

@@ -11,7 +11,7 @@ use super::event_time::event_times;
 use super::slicing::Slicing;
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::aggregate::accumulators::{Inputs, evaluate_all};
-use crate::plan::{AggregateMode, AggregateSpec, WindowAggregateSpec, WindowSource, WindowTime};
+use crate::plan::{AggregateMode, AggregateSpec, WindowAggregateSpec, WindowProperty, WindowSource, WindowTime};
 
 /// The name of the column that tells the slice of a state.
 pub(super) const SLICE_END_COLUMN: &str = "$slice_end";
@@ -70,7 +70,11 @@ impl Intake {
                 };
                 (place, SliceOf::Times(slicing), None)
             }
-            (_, WindowSource::Attached { start, end }) => (Place::Column(end), SliceOf::Ends, start),
+            (_, WindowSource::Attached { start, end }) => {
+                // Starts may differ (sessions); only who tells of them has to know.
+                let told = spec.properties.contains(&WindowProperty::Start);
+                (Place::Column(end), SliceOf::Ends, start.filter(|_| told))
+            }
         };
         Ok(Self {
             place,

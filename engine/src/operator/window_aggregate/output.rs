@@ -127,7 +127,7 @@ impl Output {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let all = Batch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?;
         let mut start = 0;
-        while start < rows {
+        while start < rows && !out.is_done() {
             cx.cancel.check()?;
             let count = cx.batch_size.min(rows - start);
             self.piece(all.slice(start, count), cx, out)?;

@@ -151,7 +151,7 @@ impl Windows {
             return Ok(());
         }
         Err(EngineError::BadInput(format!(
-            "windows that end at {slice_end} ms since 1970 have several starts; group by windows of one kind only"
+            "windows that end at {slice_end} ms since 1970 have several starts; make window_start a group column"
         )))
     }
 

@@ -329,3 +329,6 @@ impl<T: ArrowPrimitiveType> SlotFunction for Extreme<T> {
         self.values.capacity() * size_of::<T::Native>() + self.known.capacity()
     }
 }
+
+#[cfg(test)]
+mod tests;

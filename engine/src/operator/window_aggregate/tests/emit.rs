@@ -114,16 +114,28 @@ proptest! {
         late_ms in prop::option::of(0u64..40),
         lateness in 0i64..120,
         wide in any::<bool>(),
+        in_two in any::<bool>(),
     ) {
         let functions = if wide { all() } else { sums() };
         let emit = EmitSpec { early_ms, late_ms, allowed_lateness_ms: lateness };
-        let spec = specs(assign(kind), &["k"], &functions, Some(emit)).single;
-        let mut harness = Harness::new(operator(&spec));
+        let specs = specs(assign(kind), &["k"], &functions, Some(emit));
+        let mut partial = in_two.then(|| Harness::new(operator(&specs.partial)));
+        let mut harness = Harness::new(operator(if in_two { &specs.last } else { &specs.single }));
         let mut folded = Folded::default();
         for step in &steps {
-            match step {
-                Step::Rows(rows) => harness.push(0, batch(rows)).unwrap(),
-                Step::Watermark(watermark) => {
+            match (step, &mut partial) {
+                (Step::Rows(rows), None) => harness.push(0, batch(rows)).unwrap(),
+                (Step::Rows(rows), Some(partial)) => {
+                    partial.push(0, batch(rows)).unwrap();
+                    for states in drained(partial) {
+                        harness.push(0, states).unwrap();
+                    }
+                }
+                (Step::Watermark(watermark), partial) => {
+                    if let Some(partial) = partial {
+                        partial.watermark(*watermark).unwrap();
+                        prop_assert!(partial.output.batches.is_empty(), "it holds nothing back");
+                    }
                     // What waits for its time is told at the latest when it cannot change any more.
                     harness.advance(Duration::from_millis(13)).unwrap();
                     harness.watermark(*watermark).unwrap();

@@ -136,6 +136,16 @@ pub(super) fn all() -> Vec<Filtered> {
     functions
 }
 
+/// `sum` and `avg` of decimals: they can be subtracted, and so can their NULLs.
+pub(super) fn decimals() -> Vec<Filtered> {
+    let decimal = || cast(column("v"), &schema(), DataType::Decimal128(12, 2)).unwrap();
+    vec![
+        plain(builder(sum::sum_udaf(), decimal(), "sum")),
+        plain(builder(average::avg_udaf(), decimal(), "avg")),
+        plain(builder(count::count_udaf(), column("v"), "values")),
+    ]
+}
+
 /// What the first functions of `all` must give.
 fn results(values: &[Option<i64>], functions: usize) -> Vec<String> {
     let text = |value: Option<i64>| value.map_or("NULL".to_string(), |value| value.to_string());
@@ -326,7 +336,9 @@ impl Keys {
     }
 }
 
-type Contents = BTreeMap<((i64, i64), Vec<String>), Vec<Option<i64>>>;
+/// A window and a key.
+type Group = ((i64, i64), Vec<String>);
+type Contents = BTreeMap<Group, Vec<Option<i64>>>;
 
 /// The naive model.
 pub(super) struct Model {
@@ -397,7 +409,7 @@ impl Model {
         lines
     }
 
-    fn line(&self, ((window, key), values): (((i64, i64), Vec<String>), Vec<Option<i64>>)) -> String {
+    fn line(&self, ((window, key), values): (Group, Vec<Option<i64>>)) -> String {
         let bounds = [window.0, window.1, window.1 - 1].map(|bound| bound.to_string());
         let line: Vec<String> = key
             .into_iter()

@@ -1,19 +1,21 @@
 //! Windows of slices, in one step and in two, whatever the disorder.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use arrow::datatypes::Schema;
 use proptest::prelude::*;
 
 use super::model::{
-    Filtered, Keys, Model, Row, Specs, Step, all, assign, batch, batch_of, keys, kinds, lines, operator, row, specs,
-    steps, sums, windows_of,
+    Filtered, Keys, Model, Row, Specs, Step, all, assign, batch, batch_of, decimals, keys, kinds, lines, operator, row,
+    specs, steps, sums, windows_of,
 };
 use crate::data::Batch;
 use crate::operator::Operator;
 use crate::operator::harness::Harness;
 use crate::operator::window_aggregate::WindowAggregate;
-use crate::plan::{WindowKind, WindowSource, WindowTime};
+use crate::plan::{EmitSpec, SchemaSpec, WindowAggregateSpec, WindowKind, WindowSource, WindowTime};
 
 fn sorted(batches: &[Batch]) -> Vec<String> {
     let mut lines = lines(batches);
@@ -95,6 +97,14 @@ fn run_in_two(kind: WindowKind, keys: Keys, functions: &[Filtered], steps: &[Ste
 }
 
 /// Rows once per window, with the window's bounds.
+fn expanded(kind: WindowKind, rows: &[Row]) -> Batch {
+    let mut expanded = Vec::new();
+    for row in rows {
+        expanded.extend(windows_of(kind, row.time).into_iter().map(|of| (row.clone(), of)));
+    }
+    batch_of(&expanded)
+}
+
 fn run_attached(kind: WindowKind, keys: Keys, functions: &[Filtered], steps: &[Step]) {
     let window = WindowSource::Attached { start: Some(4), end: 5 };
     let spec = specs(window, keys.names(), functions, None).single;
@@ -103,11 +113,7 @@ fn run_attached(kind: WindowKind, keys: Keys, functions: &[Filtered], steps: &[S
     for step in steps {
         match step {
             Step::Rows(rows) => {
-                let mut expanded = Vec::new();
-                for row in rows {
-                    expanded.extend(windows_of(kind, row.time).into_iter().map(|of| (row.clone(), of)));
-                }
-                harness.push(0, batch_of(&expanded)).unwrap();
+                harness.push(0, expanded(kind, rows)).unwrap();
                 model.rows(rows);
             }
             Step::Watermark(watermark) => {
@@ -136,6 +142,26 @@ proptest! {
         run_in_two(kind, keys, &sums(), &steps, instances);
         run_in_two(kind, keys, &all(), &steps, instances);
         run_in_two(kind, keys, &[], &steps, instances);
+    }
+
+    #[test]
+    fn decimals_slide_without_a_trace(kind in kinds(), keys in keys(), steps in steps(90, 120)) {
+        let output = |window: WindowSource, attached: bool| {
+            let spec = specs(window, keys.names(), &decimals(), None).single;
+            let mut harness = Harness::new(operator(&spec));
+            let mut outputs = Vec::new();
+            for step in &steps {
+                match step {
+                    Step::Rows(rows) if attached => harness.push(0, expanded(kind, rows)).unwrap(),
+                    Step::Rows(rows) => harness.push(0, batch(rows)).unwrap(),
+                    Step::Watermark(watermark) => harness.watermark(*watermark).unwrap(),
+                }
+                outputs.push(sorted(&drained(&mut harness)));
+            }
+            outputs
+        };
+        let attached = WindowSource::Attached { start: Some(4), end: 5 };
+        prop_assert_eq!(output(assign(kind), false), output(attached, true));
     }
 
     #[test]
@@ -183,6 +209,15 @@ fn windows_of_one_end_and_several_starts_are_refused() {
     let rows = [(row(1, 0, 0), (0, 10)), (row(1, 0, 0), (5, 10))];
     let error = harness.push(0, batch_of(&rows)).unwrap_err().to_string();
     assert!(error.contains("several starts"), "{error}");
+    // Nobody asks for the start here.
+    let mut spec = specs(window, &["w_start", "w_end"], &sums()[..1], None).single;
+    spec.properties.clear();
+    let fields = spec.schema.0.fields().iter().take(3).cloned();
+    spec.schema = SchemaSpec(Arc::new(Schema::new(fields.collect::<Vec<_>>())));
+    let mut harness = Harness::new(operator(&spec));
+    harness.push(0, batch_of(&rows)).unwrap();
+    harness.watermark(9).unwrap();
+    assert_eq!(sorted(&drained(&mut harness)), ["0|10|1", "5|10|1"]);
 }
 
 #[test]
@@ -216,4 +251,32 @@ fn a_partial_aggregation_that_does_not_pay_passes_rows_on() {
         last.watermark(i64::MAX).unwrap();
         assert_eq!(sorted(&drained(&mut last)), model.watermark(i64::MAX));
     }
+}
+
+#[test]
+fn contradictions_are_refused_when_the_operator_is_made() {
+    let refused = |spec: &WindowAggregateSpec| WindowAggregate::new(spec.clone()).err().map(|error| error.to_string());
+    let uneven = WindowKind::Hop {
+        size_ms: 10,
+        slide_ms: 3,
+        offset_ms: 0,
+    };
+    let uneven = refused(&specs(assign(uneven), &["k"], &sums(), None).single);
+    assert!(uneven.is_some_and(|error| error.contains("multiple")));
+    let no_start = WindowSource::Attached { start: None, end: 5 };
+    let no_start = refused(&specs(no_start, &["k"], &sums(), None).single);
+    assert!(no_start.is_some_and(|error| error.contains("window_start")));
+    let session = WindowKind::Session { gap_ms: 1 };
+    assert!(refused(&specs(assign(session), &["k"], &sums(), None).partial).is_some());
+    let emit = Some(EmitSpec::default());
+    let early = refused(&specs(assign(session), &["k"], &sums(), emit).single);
+    assert!(early.is_some_and(|error| error.contains("session windows have no early")));
+    let clock = WindowSource::Assign {
+        window: WindowKind::Tumble {
+            size_ms: 1,
+            offset_ms: 0,
+        },
+        time: WindowTime::Processing,
+    };
+    assert!(refused(&specs(clock, &["k"], &sums(), None).partial).is_some());
 }

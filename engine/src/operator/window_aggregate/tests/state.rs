@@ -1,6 +1,6 @@
 //! State goes when windows do, and is booked.
 
-use super::model::{all, assign, batch, operator, row, specs, sums};
+use super::model::{Keys, Model, all, assign, batch, lines, operator, row, specs, sums};
 use super::slices::{assert_nothing_is_held, drained};
 use crate::operator::harness::Harness;
 use crate::plan::WindowKind;
@@ -39,27 +39,39 @@ fn nothing_is_left_of_ten_million_keys() {
     assert_nothing_is_held(&harness);
 }
 
+/// Thousands of keys, each for one slice, so that the directory is compacted again and again; in every step each slice
+/// of the present window gets a late row, so that its parts are united.
 #[test]
 fn keys_that_come_and_go_do_not_pile_up_under_sliding_windows() {
-    for functions in [sums(), all()] {
-        let hop = WindowKind::Hop {
-            size_ms: 40,
-            slide_ms: 1,
-            offset_ms: 0,
-        };
-        let spec = specs(assign(hop), &["k"], &functions, None).single;
+    let hop = |slices| WindowKind::Hop {
+        size_ms: slices,
+        slide_ms: 1,
+        offset_ms: 0,
+    };
+    let cumulate = WindowKind::Cumulate {
+        max_ms: 12,
+        step_ms: 1,
+        offset_ms: 0,
+    };
+    // A running table, plain merges, a tree, growing windows.
+    for (kind, functions) in [(hop(12), sums()), (hop(12), all()), (hop(20), all()), (cumulate, all())] {
+        let spec = specs(assign(kind), &["k"], &functions, None).single;
         let mut harness = Harness::new(operator(&spec));
+        let mut model = Model::new(kind, Keys::One, functions.len());
         let mut held = Vec::new();
-        for slice in 0..400i64 {
-            let rows: Vec<_> = (0..50).map(|n| row(slice as i32 * 50 + n, slice, 1)).collect();
+        for slice in 0..80i64 {
+            let fresh = (0..50).map(|n| row(slice as i32 * 50 + n, slice, 1));
+            let late = (1..12).map(|back| row(slice as i32, slice - back, back));
+            let rows: Vec<_> = fresh.chain(late).collect();
             harness.push(0, batch(&rows)).unwrap();
+            model.rows(&rows);
             harness.watermark(slice).unwrap();
-            for output in drained(&mut harness) {
-                assert!(output.num_rows() <= 40 * 50);
-            }
+            let mut output = lines(&drained(&mut harness));
+            output.sort();
+            assert_eq!(output, model.watermark(slice), "{kind:?} after slice {slice}");
             held.push(harness.operator.held());
         }
-        let (early, late) = (held[80..120].iter().max(), held[360..].iter().max());
+        let (early, late) = (held[24..48].iter().max(), held[56..].iter().max());
         assert!(late.unwrap() < &(early.unwrap() * 2), "{early:?} {late:?}");
         harness.watermark(i64::MAX).unwrap();
         assert_nothing_is_held(&harness);
