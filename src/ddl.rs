@@ -135,7 +135,7 @@ impl Session {
                     .iter()
                     .map(|field| field.as_ref().clone().with_nullable(true));
                 schema = Arc::new(Schema::new(nullable.collect::<Vec<_>>()));
-                self.run(query.clone())?
+                self.run_complete(query, "CREATE TABLE .. AS")?
                     .map(|batch| {
                         let batch = RecordBatch::try_new(Arc::clone(&schema), batch?.columns().to_vec())?;
                         booking.add(&batch)?;

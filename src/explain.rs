@@ -17,24 +17,33 @@ use crate::session::Session;
 impl Session {
     /// The plans of a query as text: the optimized logical plan, the job graph, and those of its scalar subqueries.
     pub(crate) fn explain_plan(&self, plan: &LogicalPlan) -> Result<Vec<(String, String)>> {
-        let optimized = self.optimize(plan)?;
+        let streaming = self.is_streaming(plan)?;
+        let optimized = self.optimize(plan, streaming)?;
         let mut rows = vec![("logical_plan".to_string(), optimized.display_indent().to_string())];
-        self.explain_jobs(optimized, "job_graph", &mut rows)?;
+        self.explain_jobs(optimized, streaming, "job_graph", &mut rows)?;
         Ok(rows)
     }
 
-    fn explain_jobs(&self, optimized: LogicalPlan, title: &str, rows: &mut Vec<(String, String)>) -> Result<()> {
+    fn explain_jobs(
+        &self,
+        optimized: LogicalPlan,
+        streaming: bool,
+        title: &str,
+        rows: &mut Vec<(String, String)>,
+    ) -> Result<()> {
         let subqueries = thalweg_optimizer::uncorrelated_scalar_subqueries(&optimized);
         let mut values = std::collections::HashMap::new();
         let mut inner = Vec::new();
         for (index, subquery) in subqueries.into_iter().enumerate() {
-            let plan = self.optimize(&subquery.subquery)?;
+            // Its answer must be complete, which only batch mode's is.
+            let plan = self.optimize(&subquery.subquery, false)?;
             let data_type = plan.schema().field(0).data_type().clone();
-            self.explain_jobs(plan, &format!("{title}, scalar subquery {}", index + 1), &mut inner)?;
+            let title = format!("{title}, scalar subquery {}", index + 1);
+            self.explain_jobs(plan, false, &title, &mut inner)?;
             values.insert(subquery, ScalarValue::try_new_null(&data_type)?);
         }
         let plan = thalweg_optimizer::substitute(optimized, &values)?;
-        let graph = self.lower(&plan)?;
+        let graph = self.lower(&plan, streaming)?;
         rows.push((title.to_string(), thalweg_optimizer::explain(&graph)));
         rows.extend(inner);
         Ok(())
@@ -44,9 +53,10 @@ impl Session {
     #[expect(clippy::disallowed_methods, reason = "the time that a user waits is the machine's")]
     pub(crate) fn explain_analyze(&self, plan: LogicalPlan) -> Result<Vec<(String, String)>> {
         let start = Instant::now();
-        let optimized = self.optimize(&plan)?;
-        let resolved = self.resolve_scalar_subqueries(optimized)?;
-        let mut job = self.submit(&resolved)?;
+        let streaming = self.is_streaming(&plan)?;
+        let optimized = self.optimize(&plan, streaming)?;
+        let resolved = self.resolve_scalar_subqueries(optimized, streaming)?;
+        let mut job = self.submit(&resolved, streaming)?;
         let (graph, metrics) = (Arc::clone(job.graph()), Arc::clone(job.metrics()));
         let mut rows = 0;
         for batch in &mut job {
@@ -96,6 +106,9 @@ fn annotate(graph: &JobGraph, metrics: &JobMetrics) -> String {
         }
         if operator.spilled_bytes > 0 {
             line.push_str(&format!(" spilled={}", bytes(operator.spilled_bytes)));
+        }
+        if operator.late_rows > 0 {
+            line.push_str(&format!(" late_rows={}", operator.late_rows));
         }
         Some(line)
     });

@@ -254,7 +254,7 @@ impl Session {
         let mut schema = None;
         let mut counts = Vec::new();
         for plan in plans {
-            let rows = self.run(plan)?;
+            let rows = self.run(&plan)?;
             schema.get_or_insert_with(|| rows.schema());
             counts.extend(rows.collect::<Result<Vec<RecordBatch>>>()?);
         }

@@ -43,7 +43,7 @@ impl Session {
     }
 
     /// Whether some table of the plan has no end.
-    fn is_unbounded(&self, plan: &LogicalPlan) -> Result<bool> {
+    pub(crate) fn is_unbounded(&self, plan: &LogicalPlan) -> Result<bool> {
         let mut providers: Vec<Arc<dyn TableProvider>> = Vec::new();
         let mut plans = vec![plan.clone()];
         while let Some(plan) = plans.pop() {
@@ -82,7 +82,7 @@ impl Session {
     pub(crate) fn run_streaming_set(&self, plans: &[LogicalPlan]) -> Result<QueryResult> {
         let mut resolved = Vec::with_capacity(plans.len());
         for plan in plans {
-            resolved.push(self.resolve_scalar_subqueries(self.optimize_streaming(plan)?)?);
+            resolved.push(self.resolve_scalar_subqueries(self.optimize_streaming(plan)?, true)?);
         }
         let graph = self.lower_streaming(&resolved)?;
         let schema = match resolved.first() {

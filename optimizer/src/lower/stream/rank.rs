@@ -6,7 +6,9 @@ use arrow::datatypes::{Field, Schema};
 use datafusion::common::{Column, ScalarValue};
 use datafusion::logical_expr::expr::WindowFunctionParams;
 use datafusion::logical_expr::utils::split_conjunction;
-use datafusion::logical_expr::{Expr, Filter, LogicalPlan, Operator, SortExpr, Window, WindowFunctionDefinition};
+use datafusion::logical_expr::{
+    EmptyRelation, Expr, Filter, LogicalPlan, Operator, SortExpr, Window, WindowFunctionDefinition,
+};
 use datafusion::physical_expr::expressions::Literal;
 use thalweg_engine::Result;
 use thalweg_engine::data::{with_row_kind, without_row_kind};
@@ -144,11 +146,20 @@ fn whole(expr: &Expr) -> Option<usize> {
 
 impl Lowering<'_> {
     pub(super) async fn stream_rank(&mut self, pattern: RankPattern<'_>, numbered: bool) -> Result<Flow> {
+        if pattern.first > pattern.last {
+            let nothing = EmptyRelation {
+                produce_one_row: false,
+                schema: Arc::clone(pattern.filter.input.schema()),
+            };
+            return Ok(Flow::new(self.empty_relation(&nothing)?, true));
+        }
         let input = self.flow(&pattern.window.input).await?;
         let logical = pattern.window.input.schema();
         let partition = self.physical_all(&pattern.params.partition_by, logical)?;
         let order = self.sort_keys(&pattern.params.order_by, logical, &input.stream)?;
-        let needs_number = numbered && pattern.last > 1;
+        let looked_at = pattern.rest.iter().flat_map(|expr| expr.column_refs());
+        let numbered = numbered || looked_at.into_iter().any(|reference| pattern.is_number(reference));
+        let needs_number = numbered && pattern.first < pattern.last;
         let places = Places {
             first: pattern.first,
             last: pattern.last,
