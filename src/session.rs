@@ -519,15 +519,6 @@ impl Session {
         }
     }
 
-    /// For connectors, when a plan is made.
-    pub(crate) fn planning_job(&self) -> SinkJob {
-        SinkJob {
-            job: "plan".into(),
-            io: self.inner.io.handle().clone(),
-            runtime: Arc::clone(self.state().runtime_env()),
-        }
-    }
-
     pub(crate) fn state(&self) -> SessionState {
         self.context().state()
     }

@@ -3,7 +3,7 @@
 use arrow::array::{Array, AsArray, BooleanArray};
 use arrow::compute::{filter_record_batch, prep_null_mask_filter};
 
-use crate::data::{Batch, Coalescer, EngineError, Result};
+use crate::data::{Batch, Coalescer, EngineError, Result, Watermark};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::FilterSpec;
 
@@ -38,6 +38,11 @@ impl Operator for Filter {
             None => batch,
         };
         self.survivors.push(batch, mask, mask.true_count(), cx, out)
+    }
+
+    fn on_watermark(&mut self, watermark: Watermark, _cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+        self.survivors.finish(out)?;
+        out.watermark(watermark)
     }
 
     fn on_end(&mut self, _port: Port, _cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
