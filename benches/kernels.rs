@@ -135,6 +135,7 @@ impl Stage {
             spill: Arc::new(SpillDirectory::new(std::env::temp_dir(), SpillCompression::None)),
             metrics: Arc::new(OperatorMetrics::default()),
             filters: Arc::default(),
+            streaming: false,
             cancel: CancelToken::new(),
         }
     }

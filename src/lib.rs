@@ -29,6 +29,7 @@ mod session;
 mod settings;
 mod sql_dialect;
 mod statement;
+pub mod stream;
 mod stream_ddl;
 mod stream_dialect;
 mod stream_table;

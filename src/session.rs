@@ -550,7 +550,11 @@ impl Session {
         Ok(submit(graph, &environment)?)
     }
 
-    fn environment(&self) -> Environment {
+    pub(crate) fn config(&self) -> SessionConfig {
+        self.inner.config.read().clone()
+    }
+
+    pub(crate) fn environment(&self) -> Environment {
         let config = self.inner.config.read();
         Environment {
             memory: self.inner.memory.clone(),
@@ -571,6 +575,15 @@ impl Session {
             input_credit_bytes: INPUT_CREDIT_BYTES,
             latency_interval: config.latency_interval_ms.map(Duration::from_millis),
             exchange_bytes: None,
+        }
+    }
+
+    /// For connectors, when a plan is made.
+    pub(crate) fn planning_job(&self) -> SinkJob {
+        SinkJob {
+            job: "plan".into(),
+            io: self.inner.io.handle().clone(),
+            runtime: Arc::clone(self.state().runtime_env()),
         }
     }
 

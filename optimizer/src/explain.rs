@@ -81,6 +81,7 @@ fn exchange(graph: &JobGraph, edge: &Edge) -> String {
         Partitioning::Broadcast => "Broadcast".to_string(),
         Partitioning::Rebalance => "Rebalance".to_string(),
         Partitioning::Global => "Global".to_string(),
+        Partitioning::Custom(_) => "Custom".to_string(),
     };
     let mode = match edge.mode {
         ExchangeMode::Pipelined => "pipelined",

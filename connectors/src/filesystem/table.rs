@@ -169,10 +169,11 @@ fn record_format(options: &FileOptions) -> Result<Option<FormatOptions>> {
             &csv.timestamp_tz_format,
         ];
         let lines = [csv.newlines_in_values, csv.truncated_rows];
-        if formats.iter().any(|format| format.is_some()) || lines.contains(&Some(true)) {
+        let regex = csv.null_regex.is_some() && csv.null_value.is_none();
+        if regex || formats.iter().any(|format| format.is_some()) || lines.contains(&Some(true)) {
             return Err(EngineError::Plan(
-                "bad records of CSV cannot be set aside together with formats of dates and times, newlines in values or \
-                 truncated rows; leave out 'csv.ignore-parse-errors' and 'dead-letter.path', or those"
+                "bad records of CSV cannot be set aside together with formats of dates and times, newlines in values, \
+                 truncated rows or 'csv.null-regex'; leave out 'csv.ignore-parse-errors' and 'dead-letter.path', or those"
                     .into(),
             ));
         }
@@ -181,6 +182,13 @@ fn record_format(options: &FileOptions) -> Result<Option<FormatOptions>> {
         records.csv.escape = csv.escape;
         records.csv.comment = csv.comment;
         records.csv.null_literal.clone_from(&csv.null_value);
+    }
+    if format == StreamFormat::Json && !options.json.newline_delimited {
+        return Err(EngineError::Plan(
+            "bad records cannot be set aside in an array of JSON; leave out 'json.ignore-parse-errors' and \
+             'dead-letter.path', or 'json.newline-delimited'"
+                .into(),
+        ));
     }
     Ok(Some(records))
 }

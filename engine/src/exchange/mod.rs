@@ -21,7 +21,7 @@ pub use blocking::{BlockingWriter, Materialized};
 pub use cancel::CancelToken;
 pub use input_gate::{ChannelSource, GateEvent, Inlet, InputGate, Port, ReadNext};
 pub use output_gate::OutputGate;
-pub use partitioner::{MAX_PARALLELISM, Partitioner};
+pub use partitioner::{CustomPartition, MAX_PARALLELISM, PartitionFunction, Partitioner};
 
 /// One channel of the expanded graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

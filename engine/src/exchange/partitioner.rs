@@ -1,5 +1,7 @@
 //! [`Partitioner`]: which rows of a batch go to which channel, for all rows at once.
 
+use std::sync::Arc;
+
 use arrow::array::{ArrayRef, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::row::{OwnedRow, RowConverter, SortField};
@@ -25,6 +27,20 @@ pub enum Partitioner {
     Hash(HashPartitioner),
     /// Rows by their place between the bounds of an order.
     Range(RangePartitioner),
+    /// Rows by a function of the program.
+    Custom(CustomPartitioner),
+}
+
+/// A function that appends the channel of each row of a batch, of so many channels.
+pub type PartitionFunction = dyn Fn(&Batch, usize, &mut Vec<u32>) -> Result<()> + Send + Sync;
+
+/// What [`Partitioning::Custom`] holds.
+pub struct CustomPartition(pub Arc<PartitionFunction>);
+
+/// See [`Partitioner::Custom`].
+pub struct CustomPartitioner {
+    function: Arc<PartitionFunction>,
+    split: Split,
 }
 
 /// See [`Partitioner::Hash`].
@@ -95,6 +111,14 @@ impl Partitioner {
                 hashes: Vec::new(),
                 split: Split::default(),
             }),
+            Partitioning::Custom(function) => {
+                let function = function.0.downcast_ref::<CustomPartition>();
+                let function = function.ok_or_else(|| EngineError::Internal("no partition function".into()))?;
+                Partitioner::Custom(CustomPartitioner {
+                    function: Arc::clone(&function.0),
+                    split: Split::default(),
+                })
+            }
             Partitioning::Range { keys, bounds } => Partitioner::Range(RangePartitioner::new(keys, bounds)?),
         })
     }
@@ -119,6 +143,7 @@ impl Partitioner {
             }
             Partitioner::Hash(hash) => hash.partition(&batch, channels, emit),
             Partitioner::Range(range) => range.partition(&batch, channels, emit),
+            Partitioner::Custom(custom) => custom.partition(&batch, channels, emit),
         }
     }
 }
@@ -138,6 +163,33 @@ impl HashPartitioner {
             .iter()
             .map(|hash| subtask_of_hash(*hash, MAX_PARALLELISM, channels) as u32);
         self.split.targets.extend(targets);
+        self.split.apply(batch, channels, emit)
+    }
+}
+
+impl CustomPartitioner {
+    fn partition(
+        &mut self,
+        batch: &Batch,
+        channels: usize,
+        emit: &mut dyn FnMut(usize, Batch) -> Result<()>,
+    ) -> Result<()> {
+        let targets = &mut self.split.targets;
+        targets.clear();
+        (self.function)(batch, channels, targets)?;
+        let wrong = targets.iter().find(|target| **target as usize >= channels);
+        if let Some(wrong) = wrong {
+            return Err(EngineError::Plan(format!(
+                "a partition function sent a row to subtask {wrong} of {channels}"
+            )));
+        }
+        if targets.len() != batch.num_rows() {
+            return Err(EngineError::Plan(format!(
+                "a partition function gave {} subtasks for {} rows",
+                targets.len(),
+                batch.num_rows()
+            )));
+        }
         self.split.apply(batch, channels, emit)
     }
 }

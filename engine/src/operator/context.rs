@@ -34,6 +34,9 @@ pub struct Context {
     pub spill: Arc<SpillDirectory>,
     /// Where joins tell the scans which keys can match.
     pub filters: Arc<RuntimeFilters>,
+    /// Whether the job is a streaming one: rows are handed on at once rather than gathered until a batch is full, and never
+    /// overtaken by a watermark.
+    pub streaming: bool,
     /// What the operator counts.
     pub metrics: Arc<OperatorMetrics>,
     /// Set when the job is to end; long loops look at it.
@@ -76,6 +79,7 @@ impl Context {
             memory: self.memory.sibling(),
             spill: Arc::clone(&self.spill),
             filters: Arc::clone(&self.filters),
+            streaming: self.streaming,
             metrics: Arc::clone(&self.metrics),
             cancel: self.cancel.clone(),
         }

@@ -10,6 +10,7 @@ use crate::operator::expand::Expand;
 use crate::operator::filter::Filter;
 use crate::operator::group_aggregate::GroupAggregate;
 use crate::operator::hash_join::HashJoin;
+use crate::operator::interval_join::IntervalJoin;
 use crate::operator::limit::Limit;
 use crate::operator::merge::Merge;
 use crate::operator::nested_loop_join::NestedLoopJoin;
@@ -21,11 +22,14 @@ use crate::operator::runtime_filter::RuntimeFilter;
 use crate::operator::scan::{Scan, Source, Splits};
 use crate::operator::session_assign::SessionAssign;
 use crate::operator::sort::{SharedRuns, Sort};
+use crate::operator::stream_join::StreamJoin;
 use crate::operator::stream_scan::StreamScan;
 use crate::operator::stream_sort::StreamSort;
+use crate::operator::temporal_join::TemporalJoin;
 use crate::operator::window::Window;
 use crate::operator::window_aggregate::WindowAggregate;
 use crate::operator::window_assign::WindowAssign;
+use crate::operator::window_join::WindowJoin;
 use crate::operator::wrapped::Wrapped;
 use crate::plan::{OperatorSpec, SortSpec};
 
@@ -56,12 +60,10 @@ pub fn build_operator(spec: &OperatorSpec, inputs: usize) -> Result<Box<dyn Oper
         OperatorSpec::Normalize(spec) => Box::new(Normalize::new(spec.clone())?),
         OperatorSpec::Over(spec) => Box::new(Over::new(spec.clone())?),
         OperatorSpec::StreamSort(spec) => Box::new(StreamSort::new(spec)?),
-        OperatorSpec::StreamJoin(_)
-        | OperatorSpec::IntervalJoin(_)
-        | OperatorSpec::WindowJoin(_)
-        | OperatorSpec::TemporalJoin(_) => {
-            return Err(EngineError::Plan(format!("{} is not built yet", spec.name())));
-        }
+        OperatorSpec::StreamJoin(spec) => Box::new(StreamJoin::new(spec)?),
+        OperatorSpec::IntervalJoin(spec) => Box::new(IntervalJoin::new(spec)?),
+        OperatorSpec::WindowJoin(spec) => Box::new(WindowJoin::new(spec.clone())?),
+        OperatorSpec::TemporalJoin(spec) => Box::new(TemporalJoin::new(spec.clone())?),
         OperatorSpec::Custom(_) => {
             return Err(EngineError::Internal("a custom operator is made per subtask".into()));
         }

@@ -3,7 +3,7 @@
 use arrow::array::{Array, AsArray, BooleanArray};
 use arrow::compute::{filter_record_batch, prep_null_mask_filter};
 
-use crate::data::{Batch, Coalescer, EngineError, Result};
+use crate::data::{Batch, Coalescer, EngineError, Result, Watermark};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::FilterSpec;
 
@@ -38,6 +38,11 @@ impl Operator for Filter {
             None => batch,
         };
         self.survivors.push(batch, mask, mask.true_count(), cx, out)
+    }
+
+    fn on_watermark(&mut self, watermark: Watermark, _cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+        self.survivors.finish(out)?;
+        out.watermark(watermark)
     }
 
     fn on_end(&mut self, _port: Port, _cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
@@ -76,7 +81,7 @@ impl Survivors {
         } else {
             mask.clone()
         };
-        if kept * 2 > cx.batch_size && gather.is_empty() {
+        if cx.streaming || (kept * 2 > cx.batch_size && gather.is_empty()) {
             return out.collect(filter_record_batch(&batch, &mask)?);
         }
         gather.push_filtered(batch, &mask)?;
@@ -88,6 +93,9 @@ impl Survivors {
     /// # Errors
     /// When the consumer fails.
     pub(super) fn push_all(&mut self, batch: Batch, cx: &Context, out: &mut dyn Collector) -> Result<()> {
+        if cx.streaming {
+            return out.collect(batch);
+        }
         let gather = self.gather(cx);
         let is_large = batch.num_rows() * 2 > cx.batch_size;
         if is_large {

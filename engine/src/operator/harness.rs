@@ -87,6 +87,7 @@ impl<O: Operator> Harness<O> {
             memory: memory.job().spillable("operator under test"),
             spill: Arc::new(SpillDirectory::new(std::env::temp_dir(), SpillCompression::None)),
             filters: Arc::default(),
+            streaming: false,
             metrics: Arc::new(OperatorMetrics::default()),
             cancel: CancelToken::new(),
         };

@@ -15,6 +15,8 @@ mod group_aggregate;
 #[cfg(test)]
 pub(crate) mod harness;
 mod hash_join;
+mod interval_join;
+mod join_state;
 mod keyed;
 mod limit;
 mod merge;
@@ -29,12 +31,15 @@ mod scan;
 mod session_assign;
 mod sink;
 mod sort;
+mod stream_join;
 mod stream_scan;
 mod stream_sort;
+mod temporal_join;
 mod time_buffer;
 mod window;
 mod window_aggregate;
 mod window_assign;
+mod window_join;
 mod wrapped;
 
 use std::sync::Arc;

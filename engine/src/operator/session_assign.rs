@@ -56,8 +56,8 @@ impl SessionAssign {
         for partition in partitions {
             let mut start = partition.start;
             for row in partition.start + 1..partition.end {
-                // Windows that touch are one session: so it is in Flink.
-                if times[row] - times[row - 1] > self.spec.gap_ms {
+                // A session is complete when the watermark has reached its end less 1 ms: a row at its end is another's.
+                if times[row] - times[row - 1] >= self.spec.gap_ms {
                     runs.push(start..row);
                     start = row;
                 }
@@ -115,7 +115,7 @@ impl Operator for SessionAssign {
             && self
                 .open
                 .as_ref()
-                .is_some_and(|open| times[first.start] - open.last <= self.spec.gap_ms);
+                .is_some_and(|open| times[first.start] - open.last < self.spec.gap_ms);
         if !continues {
             self.close(out)?;
         }

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use arrow::array::{Array, AsArray};
+use arrow::array::AsArray;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, TimeUnit, TimestampMillisecondType};
+use arrow::datatypes::{DataType, Int64Type, TimeUnit};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::ExecutionPlan;
 use futures::StreamExt;
@@ -257,21 +257,21 @@ impl StreamScan {
 /// When the expression fails or gives no timestamp.
 pub(super) fn highest(expr: &ScalarExpr, batch: &Batch) -> Result<Option<i64>> {
     let values = expr.expr.evaluate(batch)?.into_array(batch.num_rows())?;
-    let DataType::Timestamp(unit, zone) = values.data_type() else {
+    let DataType::Timestamp(unit, _) = values.data_type() else {
         return Err(EngineError::Plan(format!(
             "the watermark {expr:?} is {}, not a timestamp",
             values.data_type()
         )));
     };
-    let values = match unit {
-        TimeUnit::Millisecond => values,
-        _ => cast(&values, &DataType::Timestamp(TimeUnit::Millisecond, zone.clone()))?,
-    };
-    let values = values.as_primitive::<TimestampMillisecondType>();
-    if values.null_count() == 0 {
-        return Ok(values.values().iter().copied().max());
-    }
-    Ok(arrow::compute::max(values))
+    let ticks = cast(&values, &DataType::Int64)?;
+    let highest = arrow::compute::max(ticks.as_primitive::<Int64Type>());
+    // Rounded down, as the times of rows are: before the epoch, too.
+    Ok(highest.map(|highest| match unit {
+        TimeUnit::Second => highest.saturating_mul(1000),
+        TimeUnit::Millisecond => highest,
+        TimeUnit::Microsecond => highest.div_euclid(1000),
+        TimeUnit::Nanosecond => highest.div_euclid(1_000_000),
+    }))
 }
 
 #[cfg(test)]

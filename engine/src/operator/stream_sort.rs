@@ -6,7 +6,7 @@ mod tests;
 
 use std::sync::atomic::Ordering;
 
-use crate::data::{Batch, EngineError, Result, Watermark, is_changelog};
+use crate::data::{Batch, EngineError, Result, Watermark, batch_bytes, is_changelog};
 use crate::operator::sort::KeyEncoder;
 use crate::operator::time_buffer::{Released, TimeBuffer, TimeColumn, reordered};
 use crate::operator::{Collector, Context, Operator, Port};
@@ -44,7 +44,7 @@ impl StreamSort {
     }
 
     fn emit(&self, released: &Released, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
-        let held = self.buffer.bytes();
+        let held = self.buffer.bytes() + released.bytes();
         for range in released.pieces(cx.batch_size) {
             if out.is_done() {
                 break;
@@ -52,7 +52,7 @@ impl StreamSort {
             cx.cancel.check()?;
             let times = &released.times()[range.clone()];
             let mut rows = released.gather(range)?;
-            cx.hold(held + crate::data::batch_bytes(&rows))?;
+            cx.hold(held + batch_bytes(&rows))?;
             if let Some(keys) = &self.keys
                 && let Some(order) = order_within_times(keys, &rows, times)?
             {

@@ -21,6 +21,8 @@ use arrow::datatypes::{
 
 use crate::data::{Batch, EngineError, Result, Watermark, batch_bytes, compact_views};
 
+/// What a row that leaves takes beside itself: its time and place, twice while they are sorted. Booked while it waits.
+const LEAVING_ROW_BYTES: usize = 32;
 /// A batch of which so small a part waits still is copied, so that the rest of it goes.
 const WAITING_PART_MIN: usize = 4;
 
@@ -159,6 +161,7 @@ pub(super) struct TimeBuffer {
     /// The first time that waits in each batch, then the batch's number of arrival and place in `held`.
     due: BinaryHeap<Reverse<(i64, u64, usize)>>,
     arrived: u64,
+    rows: usize,
     bytes: usize,
     /// What the watermark has reached, in the column's unit.
     reached: Option<i64>,
@@ -170,6 +173,8 @@ pub(super) struct Released {
     /// Batch and row of each.
     places: Vec<(u32, u32)>,
     times: Vec<i64>,
+    /// Of the batches that wait no more.
+    bytes: usize,
 }
 
 impl TimeBuffer {
@@ -181,6 +186,7 @@ impl TimeBuffer {
             free: Vec::new(),
             due: BinaryHeap::new(),
             arrived: 0,
+            rows: 0,
             bytes: 0,
             reached: None,
         }
@@ -190,7 +196,7 @@ impl TimeBuffer {
     pub(super) fn bytes(&self) -> usize {
         let places =
             self.held.capacity() * size_of::<Option<Held>>() + self.due.capacity() * size_of::<(i64, u64, usize)>();
-        self.bytes + places + self.free.capacity() * size_of::<usize>()
+        self.bytes + self.rows * LEAVING_ROW_BYTES + places + self.free.capacity() * size_of::<usize>()
     }
 
     /// What the watermark has reached, in the unit of the time's column.
@@ -229,6 +235,7 @@ impl TimeBuffer {
             return;
         };
         self.bytes += held.bytes;
+        self.rows += held.waiting();
         let place = match self.free.pop() {
             Some(place) => {
                 self.held[place] = Some(held);
@@ -262,6 +269,7 @@ impl TimeBuffer {
             batches: Vec::with_capacity(due.len()),
             places: Vec::new(),
             times: Vec::new(),
+            bytes: 0,
         };
         for (arrived, place) in due {
             let Some(mut held) = self.held[place].take() else {
@@ -269,9 +277,13 @@ impl TimeBuffer {
             };
             self.free.push(place);
             self.bytes -= held.bytes;
+            self.rows -= held.waiting();
             let end = held.left + held.times[held.left..].partition_point(|time| *time <= reached);
             released.add(&held, held.left..end);
             held.left = end;
+            if held.waiting() == 0 {
+                released.bytes += held.bytes;
+            }
             if held.waiting() > 0 && held.waiting() < held.times.len() / WAITING_PART_MIN {
                 held = held.compacted()?;
             }
@@ -303,9 +315,13 @@ impl Released {
         (self.times, self.places) = rows.into_iter().unzip();
     }
 
-    /// How many rows there are.
-    pub(super) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.times.len()
+    }
+
+    /// Bytes held beside what the buffer still holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes + self.len() * LEAVING_ROW_BYTES
     }
 
     /// The times of all rows, rising, in the unit of their column.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{OperatorSpec, ScalarExpr, SchemaSpec, SortKey};
+use crate::plan::{Opaque, OperatorSpec, ScalarExpr, SchemaSpec, SortKey};
 
 /// Index of a [`Vertex`] in its [`JobGraph`].
 pub type VertexId = usize;
@@ -76,6 +76,8 @@ pub enum Partitioning {
     Rebalance,
     /// Everything to subtask 0.
     Global,
+    /// As a function of the program says: see `crate::exchange::CustomPartition`.
+    Custom(Opaque),
 }
 
 /// How an edge holds what is under way (Flink paper, section 3.1).
@@ -133,6 +135,12 @@ impl JobGraph {
             buffer_timeout_ms: None,
             side_output: None,
         });
+    }
+
+    /// Whether it is a streaming job: its scans read their splits side by side.
+    pub fn is_streaming(&self) -> bool {
+        let mut heads = self.vertices.iter().filter_map(|vertex| vertex.chain.first());
+        heads.any(|head| matches!(head, OperatorSpec::Scan(scan) if scan.stream.is_some()))
     }
 
     /// The edges into `vertex`.

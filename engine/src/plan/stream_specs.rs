@@ -42,7 +42,7 @@ pub enum WindowKind {
         /// The longest windows start at multiples of their size plus this.
         offset_ms: i64,
     },
-    /// Rows of one key no two of which, one after the other, are `gap_ms` or more apart.
+    /// Rows of one key; of two that follow each other in time, less than the gap lies between.
     Session {
         /// Silence that ends a session.
         gap_ms: i64,

@@ -329,6 +329,7 @@ impl Deployment {
             clock: Arc::clone(&environment.clock),
             spill: Arc::clone(&self.shared.spill),
             filters: Arc::clone(&self.shared.filters),
+            streaming: self.shared.execution.graph.is_streaming(),
             metrics: Arc::new(OperatorMetrics::default()),
             cancel: self.shared.cancel.clone(),
         }

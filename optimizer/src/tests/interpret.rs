@@ -96,7 +96,7 @@ fn partition(
         Partitioning::Broadcast => (0..to).map(|subtask| (subtask, batch.clone())).collect(),
         Partitioning::Rebalance => vec![((from + number) % to, batch.clone())],
         Partitioning::Global => vec![(0, batch.clone())],
-        Partitioning::Range { .. } => unreachable!("not lowered"),
+        Partitioning::Range { .. } | Partitioning::Custom(_) => unreachable!("not lowered"),
         Partitioning::Hash(keys) => {
             let columns: Vec<_> = evaluate(keys, batch);
             let mut hashes = Vec::new();

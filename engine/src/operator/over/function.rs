@@ -65,7 +65,7 @@ fn extreme<const MAX: bool>(data_type: &DataType, rows_leave: bool) -> Option<Bo
             let carrier = data_type.clone();
             refolded(Extreme::<Decimal128Type, MAX>::default(), types(carrier), rows_leave)
         }
-        // The order of these is that of their numbers.
+        // The order of these is that of their numbers, to and from which they can be cast (Time32 cannot).
         Int8
         | Int16
         | Int32
@@ -75,7 +75,6 @@ fn extreme<const MAX: bool>(data_type: &DataType, rows_leave: bool) -> Option<Bo
         | UInt32
         | Date32
         | Date64
-        | Time32(_)
         | Time64(_)
         | Timestamp(_, _)
         | Duration(_) => refolded(Extreme::<Int64Type, MAX>::default(), types(Int64), rows_leave),

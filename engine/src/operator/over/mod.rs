@@ -134,13 +134,15 @@ impl Over {
             }
             cx.cancel.check()?;
             let rows = released.gather(range.clone())?;
-            self.append(&rows, &released.times()[range], cx, out)?;
+            let appended = self.append(&rows, &released.times()[range], cx)?;
+            cx.hold(self.bytes() + released.bytes() + batch_bytes(&appended))?;
+            emit(&appended, cx, out)?;
         }
         Ok(())
     }
 
-    /// Computes the functions for rows that are in the order of time, and hands these on.
-    fn append(&mut self, rows: &Batch, times: &[i64], cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+    /// Computes the functions for rows that are in the order of time.
+    fn append(&mut self, rows: &Batch, times: &[i64], cx: &Context) -> Result<Batch> {
         let now = cx.clock.now_ms();
         let mut expired = Vec::new();
         let groups = self.partitions.number(rows, now, self.ttl_ms, &mut expired)?;
@@ -173,12 +175,10 @@ impl Over {
             false => Ok(cast(&column, field.data_type())?),
         });
         let columns = rows.columns().iter().cloned().map(Ok).chain(columns);
-        let appended = Batch::try_new(Arc::clone(&self.schema), columns.collect::<Result<Vec<_>>>()?)?;
-        cx.hold(self.bytes() + batch_bytes(&appended))?;
-        for start in (0..appended.num_rows()).step_by(cx.batch_size) {
-            out.collect(appended.slice(start, cx.batch_size.min(appended.num_rows() - start)))?;
-        }
-        Ok(())
+        Ok(Batch::try_new(
+            Arc::clone(&self.schema),
+            columns.collect::<Result<Vec<_>>>()?,
+        )?)
     }
 
     /// What each function reads of the rows.
@@ -325,6 +325,14 @@ impl Over {
     }
 }
 
+/// Hands on rows in batches of a good size.
+fn emit(rows: &Batch, cx: &Context, out: &mut dyn Collector) -> Result<()> {
+    for start in (0..rows.num_rows()).step_by(cx.batch_size) {
+        out.collect(rows.slice(start, cx.batch_size.min(rows.num_rows() - start)))?;
+    }
+    Ok(())
+}
+
 /// The functions by frame.
 fn frames(spec: &OverSpec, time: Option<TimeColumn>) -> Result<Vec<Frame>> {
     let mut frames: Vec<(OverFrame, Frame)> = Vec::new();
@@ -393,7 +401,9 @@ impl Operator for Over {
             cx.metrics.late_rows.fetch_add(late as u64, Ordering::Relaxed);
         } else {
             let now = cx.clock.now_ms();
-            self.append(&batch, &vec![now; batch.num_rows()], cx, out)?;
+            let appended = self.append(&batch, &vec![now; batch.num_rows()], cx)?;
+            cx.hold(self.bytes() + batch_bytes(&appended))?;
+            emit(&appended, cx, out)?;
             self.sweep(now)?;
         }
         cx.hold(self.bytes())

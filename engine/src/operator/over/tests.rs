@@ -203,6 +203,13 @@ fn functions() -> Vec<(Function, Naive)> {
             distinct.len().to_string()
         }),
         (plain(first_last::first_value_udaf(), "v"), |rows| shown(rows[0].v)),
+        (Function(first_last::first_value_udaf(), "v", false, true), |rows| {
+            shown(ints(rows).into_iter().find(|v| *v > 0))
+        }),
+        (Function(min_max::min_udaf(), "s", false, true), |rows| {
+            let positive = rows.iter().filter(|row| row.v.is_some_and(|v| v > 0));
+            positive.filter_map(|row| row.s.clone()).min().unwrap_or("NULL".into())
+        }),
     ]
 }
 
@@ -553,4 +560,122 @@ fn what_cannot_be_is_refused_when_it_is_planned() {
         .unwrap()
         .to_string();
     assert!(message.contains("'v' is Int64, not a timestamp"), "{message}");
+}
+
+#[test]
+fn without_partitions_all_rows_are_one() {
+    let functions = [(plain(sum::sum_udaf(), "v"), OverFrame::Rows(1))];
+    let mut spec = spec(&functions, WindowTime::Event(1), 1);
+    spec.partition_by.clear();
+    let mut harness = Harness::new(Over::new(spec).unwrap());
+    harness
+        .push(0, batch(&[row(1, 5, 50), row(2, 3, 30), row(3, 9, 90)]))
+        .unwrap();
+    harness.watermark(6).unwrap();
+    harness.push(0, batch(&[row(4, 8, 80)])).unwrap();
+    harness.watermark(i64::MAX).unwrap();
+    assert_nothing_held(&harness);
+    assert_eq!(appended(&mut harness), ["30|1", "80|2", "130|3", "170|4"]);
+}
+
+#[test]
+fn own_code_and_datafusions_agree_on_every_type() {
+    use arrow::compute::cast;
+    use arrow::datatypes::DataType::*;
+
+    let second = TimeUnit::Second;
+    let types = [
+        Int8,
+        Int16,
+        Int32,
+        Int64,
+        UInt8,
+        UInt16,
+        UInt32,
+        UInt64,
+        Float32,
+        Float64,
+        Date32,
+        Date64,
+        Time32(second),
+        Time64(TimeUnit::Nanosecond),
+        Timestamp(second, Some("UTC".into())),
+        Timestamp(TimeUnit::Nanosecond, None),
+        Duration(second),
+        Decimal128(12, 3),
+        Utf8,
+    ];
+    let numbers = [
+        Some(7),
+        None,
+        Some(3),
+        Some(9),
+        Some(9),
+        None,
+        None,
+        None,
+        Some(1),
+        Some(100),
+        Some(2),
+    ];
+    let udafs = [
+        sum::sum_udaf(),
+        average::avg_udaf(),
+        min_max::min_udaf(),
+        min_max::max_udaf(),
+        count::count_udaf(),
+    ];
+    let mut compared = 0;
+    for data_type in types {
+        let values: ArrayRef = Arc::new(Int64Array::from(numbers.to_vec()));
+        let values = match data_type {
+            Time32(_) => cast(&values, &Int32).unwrap(),
+            _ => values,
+        };
+        let values = cast(&values, &data_type).unwrap();
+        let schema: SchemaRef = Arc::new(Schema::new(vec![Field::new("x", data_type.clone(), true)]));
+        for udaf in &udafs {
+            let builder = AggregateExprBuilder::new(Arc::clone(udaf), vec![column("x", &schema)]);
+            // Not every function takes every type: the planner casts.
+            let Ok(function) = builder.schema(Arc::clone(&schema)).alias("f").build() else {
+                continue;
+            };
+            if function.create_accumulator().is_err() {
+                continue;
+            }
+            let function = Arc::new(function);
+            let result = function.field().data_type().clone();
+            for bound in [None, Some(Bound::Rows(2)), Some(Bound::Time(3))] {
+                let mut own = over_function(&function, &[data_type.clone()], &result, bound.is_some());
+                let mut general = general::General::new(Arc::clone(&function), result.clone(), bound.is_some());
+                let groups = [0, 1, 0, 0, 1, 1, 1, 1, 1, 0, 1];
+                let times: Vec<i64> = (0..11).collect();
+                let mut queue = bound.map(Queue::new);
+                // Twice: what is kept goes on.
+                for turn in 0..2 {
+                    let mut steps = Steps::of_rows(&groups);
+                    steps.groups_total = 2;
+                    if let Some(queue) = &mut queue {
+                        queue.grow(2);
+                        let times: Vec<i64> = times.iter().map(|time| time + 11 * turn).collect();
+                        queue.plan(&mut steps, &times).unwrap();
+                    }
+                    let input = fold::Input {
+                        values: vec![Arc::clone(&values)],
+                        filter: None,
+                    };
+                    let next = queue.as_ref().map_or(&[][..], Queue::next);
+                    let one = own.run(&input, &steps, next).unwrap();
+                    let other = general.run(&input, &steps, next).unwrap();
+                    assert_eq!(&one, &other, "{} of {data_type} over {bound:?}", udaf.name());
+                    assert_eq!(one.data_type(), &result);
+                    if let Some(queue) = &mut queue {
+                        queue.settle(&steps);
+                    }
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(compared > 300, "{compared}");
 }

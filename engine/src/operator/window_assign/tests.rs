@@ -119,14 +119,14 @@ fn sessions(rows: &[(Option<i32>, i64)], gap_ms: i64, size: usize, keyed: bool) 
     rows_of(&Harness::new(operator).run(vec![batches(&sorted, size)]).unwrap())
 }
 
-/// Merges windows `[time, time + gap]` that touch, pair by pair, until none do.
+/// Merges windows `[time, time + gap)` that overlap, pair by pair, until none do.
 fn session_model(rows: &[(Option<i32>, i64)], gap_ms: i64, keyed: bool) -> Vec<Row> {
     let mut windows: BTreeMap<Option<i32>, Vec<(i64, i64)>> = BTreeMap::new();
     let key_of = |key: &Option<i32>| if keyed { *key } else { None };
     for (key, time) in rows {
         let of_key = windows.entry(key_of(key)).or_default();
         let mut new = (*time, time + gap_ms);
-        while let Some(touching) = of_key.iter().position(|w| w.0 <= new.1 && w.1 >= new.0) {
+        while let Some(touching) = of_key.iter().position(|w| w.0 < new.1 && w.1 > new.0) {
             let other = of_key.remove(touching);
             new = (new.0.min(other.0), new.1.max(other.1));
         }
@@ -174,9 +174,9 @@ proptest! {
 }
 
 #[test]
-fn rows_exactly_a_gap_apart_are_one_session() {
-    let rows = [(Some(1), 0), (Some(1), 10), (Some(1), 21)];
-    let expected = [(Some(1), 0, 0, 20), (Some(1), 10, 0, 20), (Some(1), 21, 21, 31)];
+fn rows_exactly_a_gap_apart_are_two_sessions() {
+    let rows = [(Some(1), 0), (Some(1), 9), (Some(1), 19)];
+    let expected = [(Some(1), 0, 0, 19), (Some(1), 9, 0, 19), (Some(1), 19, 19, 29)];
     assert_eq!(sessions(&rows, 10, 8, true), expected);
 }
 

@@ -56,7 +56,7 @@ impl DB for Engine {
 }
 
 pub(crate) fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/streams").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/streaming_sql").join(name)
 }
 
 fn shown(cell: String) -> String {
