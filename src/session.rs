@@ -550,10 +550,6 @@ impl Session {
         Ok(submit(graph, &environment)?)
     }
 
-    pub(crate) fn config(&self) -> SessionConfig {
-        self.inner.config.read().clone()
-    }
-
     pub(crate) fn environment(&self) -> Environment {
         let config = self.inner.config.read();
         Environment {

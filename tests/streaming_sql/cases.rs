@@ -93,6 +93,9 @@ fn run_all(mode: &str, parallelism: usize, settings: &[(&str, &str)]) {
             })
         });
         runner.add_label(mode);
+        if settings.contains(&SERIALIZED) {
+            runner.add_label("serialized");
+        }
         runner.with_validator(agree);
         runner.with_hash_threshold(0);
         for record in sqllogictest::parse_file(&file).unwrap() {
@@ -111,6 +114,7 @@ fn run_all(mode: &str, parallelism: usize, settings: &[(&str, &str)]) {
 
 const SMALL: (&str, &str) = ("execution.batch-size", "2");
 const EACH_BATCH: (&str, &str) = ("pipeline.auto-watermark-interval", "0");
+const SERIALIZED: (&str, &str) = ("thalweg.serialize-job-graphs", "true");
 
 #[test]
 fn batch() {
@@ -139,5 +143,5 @@ fn streaming_at_5() {
 
 #[test]
 fn streaming_at_5_through_serialized_graphs() {
-    run_all(STREAMING, 5, &[SMALL, ("thalweg.serialize-job-graphs", "true")]);
+    run_all(STREAMING, 5, &[SMALL, SERIALIZED]);
 }
