@@ -36,11 +36,7 @@ impl Session {
 
     /// What the optimizer must know of the settings.
     pub(crate) fn lowering_options(&self, config: &SessionConfig) -> LoweringOptions {
-        let job = SinkJob {
-            job: "plan".into(),
-            io: self.inner.io.handle().clone(),
-            runtime: Arc::clone(self.state().runtime_env()),
-        };
+        let job = self.planning_job();
         let mut options = LoweringOptions::new(config.parallelism, Arc::new(ConnectorResolver { job }));
         options.broadcast_threshold_bytes = config.broadcast_threshold_bytes;
         options.blocking_exchanges = config.blocking_exchanges;
@@ -91,6 +87,15 @@ impl Session {
             input_credit_bytes: INPUT_CREDIT_BYTES,
             latency_interval: config.latency_interval_ms.map(Duration::from_millis),
             exchange_bytes: None,
+        }
+    }
+
+    /// For connectors, when a plan is made.
+    pub(crate) fn planning_job(&self) -> SinkJob {
+        SinkJob {
+            job: "plan".into(),
+            io: self.inner.io.handle().clone(),
+            runtime: Arc::clone(self.state().runtime_env()),
         }
     }
 

@@ -23,7 +23,15 @@ impl Lowering<'_> {
         // Filters that the source applied are applied once more: they are cheap, and the walk need not know.
         stream.handled_filters.clear();
         let mut flow = Flow::new(stream, bounded);
-        if let Some(filter) = datafusion::logical_expr::utils::conjunction(scan.filters.iter().cloned()) {
+        // A filter on a column that is not read was applied by the provider itself.
+        let read = |filter: &&Expr| {
+            let columns = filter.column_refs();
+            columns
+                .into_iter()
+                .all(|column| scan.projected_schema.has_column(column))
+        };
+        let filters = scan.filters.iter().filter(read).cloned();
+        if let Some(filter) = datafusion::logical_expr::utils::conjunction(filters) {
             flow = self.keep(&filter, &scan.projected_schema, flow)?;
         }
         Ok(flow)

@@ -56,7 +56,9 @@ impl DB for Engine {
 }
 
 pub(crate) fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/streams").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/streaming_sql")
+        .join(name)
 }
 
 fn shown(cell: String) -> String {
@@ -93,6 +95,9 @@ fn run_all(mode: &str, parallelism: usize, settings: &[(&str, &str)]) {
             })
         });
         runner.add_label(mode);
+        if settings.contains(&SERIALIZED) {
+            runner.add_label("serialized");
+        }
         runner.with_validator(agree);
         runner.with_hash_threshold(0);
         for record in sqllogictest::parse_file(&file).unwrap() {
@@ -111,6 +116,7 @@ fn run_all(mode: &str, parallelism: usize, settings: &[(&str, &str)]) {
 
 const SMALL: (&str, &str) = ("execution.batch-size", "2");
 const EACH_BATCH: (&str, &str) = ("pipeline.auto-watermark-interval", "0");
+const SERIALIZED: (&str, &str) = ("thalweg.serialize-job-graphs", "true");
 
 #[test]
 fn batch() {
@@ -139,5 +145,5 @@ fn streaming_at_5() {
 
 #[test]
 fn streaming_at_5_through_serialized_graphs() {
-    run_all(STREAMING, 5, &[SMALL, ("thalweg.serialize-job-graphs", "true")]);
+    run_all(STREAMING, 5, &[SMALL, SERIALIZED]);
 }

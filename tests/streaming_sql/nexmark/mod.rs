@@ -41,7 +41,7 @@ impl Nexmark {
                 &format!("COPY (SELECT * FROM {table}) TO '{}'", file.display()),
             );
         }
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/streams/nexmark/answers.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/streaming_sql/nexmark/answers.py");
         let status = Command::new(python()).arg(script).arg(folder.path()).status().unwrap();
         assert!(status.success(), "DuckDB did not answer");
         Self {
