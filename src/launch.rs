@@ -98,13 +98,4 @@ impl Session {
             runtime: Arc::clone(self.state().runtime_env()),
         }
     }
-
-    /// For connectors, when a plan is made.
-    pub(crate) fn planning_job(&self) -> SinkJob {
-        SinkJob {
-            job: "plan".into(),
-            io: self.inner.io.handle().clone(),
-            runtime: Arc::clone(self.state().runtime_env()),
-        }
-    }
 }
