@@ -10,16 +10,26 @@ use thalweg::Session;
 
 use super::changelog::{difference, run, session, set};
 
-/// Why a query is refused on streams, as a part of the message, and how many queries at most.
-const REFUSED: &[(&str, usize)] = &[];
+/// Why queries are refused on streams, as a part of the message, and how many of tests/sql at most.
+const REFUSED: &[(&str, usize)] = &[
+    ("OVER with an order other than ascending time", 25),
+    ("OVER a stream of updates", 3),
+    ("a recursive query", 12),
+    ("a LeftMark join (EXISTS or IN below OR)", 6),
+    ("SESSION without an aggregation", 2),
+    ("grouping sessions by other columns", 1),
+    ("is not a time attribute on a stream", 2),
+    ("an aggregate function with ORDER BY", 1),
+    ("ORDER BY anything but ascending event time", 1),
+];
 
-/// Queries whose rows are not determined: another order of rows is another answer.
-const OPEN: &[&str] = &[];
+/// Queries that a stream answers otherwise. The empty grouping set over no input: a stream has no row before the first.
+const OTHERWISE: &[&str] = &["FROM empty GROUP BY ROLLUP (g)", "FROM empty GROUP BY GROUPING SETS"];
 
 #[derive(Default)]
 struct Tally {
     same: usize,
-    open: usize,
+    otherwise: usize,
     refused: BTreeMap<String, Vec<String>>,
     wrong: Vec<String>,
 }
@@ -47,8 +57,8 @@ impl Tally {
             }
         };
         let expected = super::changelog::rows_of(&batch.batches);
-        if OPEN.iter().any(|part| sql.contains(part)) {
-            self.open += 1;
+        if OTHERWISE.iter().any(|part| sql.contains(part)) {
+            self.otherwise += 1;
             return;
         }
         match rows.map(|rows| difference(&rows, &expected)) {
@@ -59,7 +69,7 @@ impl Tally {
     }
 
     fn check(self, what: &str, least_same: usize) {
-        println!("{what}: {} the same, {} open", self.same, self.open);
+        println!("{what}: {} the same, {} otherwise", self.same, self.otherwise);
         for (reason, places) in &self.refused {
             println!("  {} refused: {reason}", places.len());
         }
@@ -147,7 +157,7 @@ fn sql_cases(parallelism: usize, settings: &[(&str, &str)]) {
             }
         }
     }
-    tally.check("tests/sql", 1);
+    tally.check("tests/sql", 251);
 }
 
 #[test]
@@ -157,7 +167,7 @@ fn sql_cases_at_1() {
 
 #[test]
 fn sql_cases_at_2_in_small_batches() {
-    sql_cases(2, &[("execution.batch-size", "64"), ("pipeline.auto-watermark-interval", "0")]);
+    sql_cases(2, &[("execution.batch-size", "512"), ("pipeline.auto-watermark-interval", "0")]);
 }
 
 #[test]
@@ -199,7 +209,7 @@ fn benchmark(name: &str, parallelism: usize, least_same: usize) {
 
 #[test]
 fn tpch_at_2() {
-    benchmark("tpch/sf0.01", 2, 1);
+    benchmark("tpch/sf0.01", 2, 22);
 }
 
 #[test]
