@@ -17,6 +17,7 @@ mod ddl;
 mod error;
 mod explain;
 mod large_stack;
+mod launch;
 mod local_store;
 mod memory_table;
 mod proctime;

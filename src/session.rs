@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -20,13 +19,9 @@ use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as LogicalSt
 use datafusion::sql::parser::Statement as DFStatement;
 use object_store::ObjectStore;
 use parking_lot::RwLock;
-use thalweg_engine::exchange::BufferTimeout;
-use thalweg_engine::operator::SinkJob;
-use thalweg_engine::plan::{JobGraph, decode_job_graph, encode_job_graph};
-use thalweg_engine::runtime::{BudgetPool, Environment, JobHandle, submit};
+use thalweg_engine::runtime::BudgetPool;
 use thalweg_engine::time::SystemClock;
 use thalweg_memory::{MemoryManager, SegmentPool, SpillDirectory, sweep};
-use thalweg_optimizer::LoweringOptions;
 use thalweg_optimizer::logical::{bind_temporal_joins, tidy_temporal_joins, without_watermarks};
 use url::Url;
 
@@ -36,7 +31,6 @@ use crate::large_stack::on_large_stack;
 use crate::local_store::PooledLocalFileSystem;
 use crate::proctime::proctime;
 use crate::relations::StreamRelations;
-use crate::resolver::{ConnectorResolver, ScanDoctor};
 use crate::result::{Outcome, QueryResult};
 use crate::row_fields::RowFields;
 use crate::script::{self, ScriptStatement};
@@ -44,34 +38,32 @@ use crate::settings;
 use crate::sql_dialect::{count_copies, refuse_open_distinct_from, refuse_wrong_answers};
 use crate::statement::{self, Statement};
 use crate::stream_ddl::insert_into_physical;
-use crate::streaming::{STREAM_BUFFER_TIMEOUT_MS, result_schema};
+use crate::streaming::result_schema;
 
 /// Threads for I/O; computation runs on the subtasks' own threads.
 const IO_THREADS: usize = 2;
 /// Threads for file reads and writes at most; they come on demand and go after ten idle seconds.
 const FILE_THREADS: usize = 16;
-/// What may wait in the channels of one input of one subtask, in bytes.
-const INPUT_CREDIT_BYTES: usize = 8 << 20;
 /// The buffers of readers that are kept for the next read: at most this part of the budget, and so many bytes.
 const IDLE_SEGMENTS_IN_BUDGET: usize = 16;
 const IDLE_SEGMENT_BYTES_MAX: usize = 128 << 20;
 
-struct Inner {
-    context: SessionContext,
-    config: RwLock<SessionConfig>,
-    memory: MemoryManager,
-    clock: Arc<SystemClock>,
+pub(crate) struct Inner {
+    pub(crate) context: SessionContext,
+    pub(crate) config: RwLock<SessionConfig>,
+    pub(crate) memory: MemoryManager,
+    pub(crate) clock: Arc<SystemClock>,
     /// Where DataFusion's operators spill.
     _foreign_spill: SpillDirectory,
     // Last: everything above may still use it while it is dropped.
-    io: tokio::runtime::Runtime,
+    pub(crate) io: tokio::runtime::Runtime,
 }
 
 /// An embedded engine: a catalog, a memory budget and the means to run queries. Clones are the same session. The
 /// methods block; from asynchronous code, call them on a thread of your own.
 #[derive(Clone)]
 pub struct Session {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 impl Session {
@@ -446,8 +438,10 @@ impl Session {
     /// Starts a query whose complete answer is needed before anything else can happen: in batch mode, whatever the mode.
     pub(crate) fn run_complete(&self, plan: &LogicalPlan, what: &str) -> Result<QueryResult> {
         if self.is_unbounded(plan)? {
-            return Err(Error::unsupported(format!("{what} reads a table without end: it would never be complete"))
-                .with_remedy("write it as a JOIN or with windows, or give the table an end"));
+            return Err(
+                Error::unsupported(format!("{what} reads a table without end: it would never be complete"))
+                    .with_remedy("write it as a JOIN or with windows, or give the table an end"),
+            );
         }
         self.run_in_mode(plan, false)
     }
@@ -499,90 +493,6 @@ impl Session {
             None => ScalarValue::try_new_null(&data_type)?,
         })
     }
-
-    pub(crate) fn lower(&self, plan: &LogicalPlan, streaming: bool) -> Result<JobGraph> {
-        if streaming {
-            return self.lower_streaming(std::slice::from_ref(plan));
-        }
-        let state = self.state();
-        let options = self.lowering_options(&self.config());
-        Ok(self.block_on(thalweg_optimizer::lower(plan, &state, &options))?)
-    }
-
-    /// The settings as they are now.
-    pub(crate) fn config(&self) -> SessionConfig {
-        self.inner.config.read().clone()
-    }
-
-    /// What the optimizer must know of the settings.
-    pub(crate) fn lowering_options(&self, config: &SessionConfig) -> LoweringOptions {
-        let job = SinkJob {
-            job: "plan".into(),
-            io: self.inner.io.handle().clone(),
-            runtime: Arc::clone(self.state().runtime_env()),
-        };
-        let mut options = LoweringOptions::new(config.parallelism, Arc::new(ConnectorResolver { job }));
-        options.broadcast_threshold_bytes = config.broadcast_threshold_bytes;
-        options.blocking_exchanges = config.blocking_exchanges;
-        options.runtime_filters = config.runtime_filters;
-        options.runtime_filter_min_rows = config.runtime_filter_min_rows;
-        options
-    }
-
-    /// Lowers a plan without scalar subqueries and starts it.
-    pub(crate) fn submit(&self, plan: &LogicalPlan, streaming: bool) -> Result<JobHandle> {
-        self.block_on(crate::resolver::check_files(plan, self.state().runtime_env()))?;
-        let graph = self.lower(plan, streaming)?;
-        self.start(graph, streaming)
-    }
-
-    /// Starts a job.
-    pub(crate) fn start(&self, mut graph: JobGraph, streaming: bool) -> Result<JobHandle> {
-        let mut environment = self.environment();
-        if streaming {
-            let timeout = self.config().buffer_timeout_ms.unwrap_or(STREAM_BUFFER_TIMEOUT_MS);
-            environment.buffer_timeout = BufferTimeout::from_ms(timeout);
-            environment.exchange_bytes = Some(self.config().segment_bytes);
-        }
-        if self.inner.config.read().serialize_job_graphs {
-            graph = decode_job_graph(&encode_job_graph(&graph)?, Arc::clone(&environment.task))?;
-        }
-        Ok(submit(graph, &environment)?)
-    }
-
-    pub(crate) fn environment(&self) -> Environment {
-        let config = self.inner.config.read();
-        Environment {
-            memory: self.inner.memory.clone(),
-            io: self.inner.io.handle().clone(),
-            clock: Arc::clone(&self.inner.clock) as _,
-            task: self.state().task_ctx(),
-            sinks: thalweg_connectors::sinks()
-                .into_iter()
-                .map(|sink| (sink.name().to_string(), sink))
-                .collect(),
-            diagnosis: Some(Arc::new(ScanDoctor {
-                io: self.inner.io.handle().clone(),
-            })),
-            spill_parent: config.spill_directory.clone(),
-            spill_compression: config.spill_compression,
-            batch_size: config.batch_size,
-            buffer_timeout: BufferTimeout::from_ms(config.buffer_timeout_ms.unwrap_or(-1)),
-            input_credit_bytes: INPUT_CREDIT_BYTES,
-            latency_interval: config.latency_interval_ms.map(Duration::from_millis),
-            exchange_bytes: None,
-        }
-    }
-
-    /// For connectors, when a plan is made.
-    pub(crate) fn planning_job(&self) -> SinkJob {
-        SinkJob {
-            job: "plan".into(),
-            io: self.inner.io.handle().clone(),
-            runtime: Arc::clone(self.state().runtime_env()),
-        }
-    }
-
     pub(crate) fn state(&self) -> SessionState {
         self.context().state()
     }

@@ -11,7 +11,9 @@ mod tables;
 pub(crate) use arguments::Arguments;
 #[allow(unused_imports, reason = "not every benchmark compares so")]
 pub(crate) use contender::{Contender, Workload, compare};
+#[allow(unused_imports, reason = "only some benchmarks make files")]
 pub(crate) use noise::Noise;
+#[allow(unused_imports, reason = "only some benchmarks read files")]
 pub(crate) use tables::{ParquetFile, touch};
 
 use std::process::Command;

@@ -49,7 +49,10 @@ impl Tally {
                 let message = error.to_string();
                 match REFUSED.iter().find(|(reason, _)| message.contains(reason)) {
                     Some((reason, _)) => {
-                        self.refused.entry((*reason).into()).or_default().push(format!("{place}: {message}"));
+                        self.refused
+                            .entry((*reason).into())
+                            .or_default()
+                            .push(format!("{place}: {message}"));
                     }
                     None => self.wrong.push(format!("{place}: {message}\n{sql}")),
                 }
@@ -81,9 +84,17 @@ impl Tally {
         );
         for (reason, most) in REFUSED {
             let places = self.refused.get(*reason).map_or(&[][..], Vec::as_slice);
-            assert!(places.len() <= *most, "{what}: more is refused than was:\n{}", places.join("\n"));
+            assert!(
+                places.len() <= *most,
+                "{what}: more is refused than was:\n{}",
+                places.join("\n")
+            );
         }
-        assert!(self.same >= least_same, "{what}: only {} compared, once {least_same}", self.same);
+        assert!(
+            self.same >= least_same,
+            "{what}: only {} compared, once {least_same}",
+            self.same
+        );
     }
 }
 
@@ -100,13 +111,17 @@ fn without_order(sql: &str) -> String {
             _ => {}
         }
         let starts = |word: &str| {
-            sql.get(at..at + word.len()).is_some_and(|part| part.eq_ignore_ascii_case(word))
+            sql.get(at..at + word.len())
+                .is_some_and(|part| part.eq_ignore_ascii_case(word))
                 && (at == 0 || !bytes[at - 1].is_ascii_alphanumeric() && bytes[at - 1] != b'_')
         };
         if depth == 0 && quoted.is_none() {
             if starts("ORDER BY") {
                 order = Some(at);
-            } else if ["LIMIT ", "OFFSET ", "FETCH ", "UNION ", "EXCEPT ", "INTERSECT "].iter().any(|word| starts(word)) {
+            } else if ["LIMIT ", "OFFSET ", "FETCH ", "UNION ", "EXCEPT ", "INTERSECT "]
+                .iter()
+                .any(|word| starts(word))
+            {
                 order = None;
             }
         }
@@ -119,9 +134,11 @@ fn without_order(sql: &str) -> String {
 
 fn is_query(sql: &str) -> bool {
     let first = sql.trim_start().trim_start_matches('(').trim_start();
-    ["SELECT", "WITH", "VALUES", "FROM"]
-        .iter()
-        .any(|word| first.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word)))
+    ["SELECT", "WITH", "VALUES", "FROM"].iter().any(|word| {
+        first
+            .get(..word.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(word))
+    })
 }
 
 fn slt_files() -> Vec<PathBuf> {
@@ -147,7 +164,9 @@ fn sql_cases(parallelism: usize, settings: &[(&str, &str)]) {
                 Record::Query { sql, loc, .. } | Record::Statement { sql, loc, .. } => (sql, loc.to_string()),
                 _ => continue,
             };
-            let sql = sql.replace("$TMP", &folder.path().display().to_string()).replace("$DATA", data);
+            let sql = sql
+                .replace("$TMP", &folder.path().display().to_string())
+                .replace("$DATA", data);
             if is_query(&sql) {
                 let place = place.rsplit('/').next().unwrap().to_string();
                 tally.compare(&session, &place, &sql);
@@ -167,7 +186,13 @@ fn sql_cases_at_1() {
 
 #[test]
 fn sql_cases_at_2_in_small_batches() {
-    sql_cases(2, &[("execution.batch-size", "512"), ("pipeline.auto-watermark-interval", "0")]);
+    sql_cases(
+        2,
+        &[
+            ("execution.batch-size", "512"),
+            ("pipeline.auto-watermark-interval", "0"),
+        ],
+    );
 }
 
 #[test]
@@ -182,9 +207,16 @@ fn benchmark(name: &str, parallelism: usize, least_same: usize) {
         PathBuf::from,
     );
     let folder = root.join(name);
-    assert!(folder.is_dir(), "{} is missing: run scripts/test_data.sh", folder.display());
+    assert!(
+        folder.is_dir(),
+        "{} is missing: run scripts/test_data.sh",
+        folder.display()
+    );
     let session = session(parallelism, &[("execution.runtime-mode", "batch")]);
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     files.sort();
     let mut tally = Tally::default();
     let (tables, others): (Vec<_>, Vec<_>) = files
@@ -215,8 +247,14 @@ fn tpch_at_2() {
 #[test]
 fn the_last_order_is_found() {
     assert_eq!(without_order("SELECT a FROM t ORDER BY a"), "SELECT a FROM t ");
-    assert_eq!(without_order("SELECT a FROM t ORDER BY a LIMIT 2"), "SELECT a FROM t ORDER BY a LIMIT 2");
+    assert_eq!(
+        without_order("SELECT a FROM t ORDER BY a LIMIT 2"),
+        "SELECT a FROM t ORDER BY a LIMIT 2"
+    );
     let inner = "SELECT sum(a) OVER (ORDER BY a) FROM (SELECT 1 AS a ORDER BY 1) t";
     assert_eq!(without_order(inner), inner);
-    assert_eq!(without_order("SELECT 'ORDER BY' FROM t order by\n1"), "SELECT 'ORDER BY' FROM t ");
+    assert_eq!(
+        without_order("SELECT 'ORDER BY' FROM t order by\n1"),
+        "SELECT 'ORDER BY' FROM t "
+    );
 }

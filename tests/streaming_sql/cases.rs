@@ -56,7 +56,9 @@ impl DB for Engine {
 }
 
 pub(crate) fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/streaming_sql").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/streaming_sql")
+        .join(name)
 }
 
 fn shown(cell: String) -> String {

@@ -106,7 +106,10 @@ fn each_row(batch: &RecordBatch, mut to: impl FnMut(Vec<String>)) {
         .map(|column| ArrayFormatter::try_new(column, &options).unwrap())
         .collect();
     for row in 0..batch.num_rows() {
-        to(columns.iter().map(|column| canonical(column.value(row).to_string())).collect());
+        to(columns
+            .iter()
+            .map(|column| canonical(column.value(row).to_string()))
+            .collect());
     }
 }
 
@@ -114,7 +117,11 @@ fn each_row(batch: &RecordBatch, mut to: impl FnMut(Vec<String>)) {
 pub(crate) fn canonical(cell: String) -> String {
     let text = cell.trim_end();
     if !text.contains(['.', 'e', 'E']) {
-        return if text.len() == cell.len() { cell } else { text.to_string() };
+        return if text.len() == cell.len() {
+            cell
+        } else {
+            text.to_string()
+        };
     }
     match text.parse::<f64>() {
         Ok(number) if number.is_finite() && number.fract() == 0.0 && number.abs() < 1e15 => format!("{number:.0}"),
@@ -148,7 +155,10 @@ pub(crate) fn difference(actual: &Rows, expected: &Rows) -> Option<String> {
         }
     };
     expected.keys().for_each(&mut note);
-    actual.keys().filter(|row| !expected.contains_key(*row)).for_each(&mut note);
+    actual
+        .keys()
+        .filter(|row| !expected.contains_key(*row))
+        .for_each(&mut note);
     if wrong.is_empty() && missing.is_empty() {
         return None;
     }
@@ -161,7 +171,13 @@ pub(crate) fn difference(actual: &Rows, expected: &Rows) -> Option<String> {
         total(expected),
         missing.len(),
         wrong.len(),
-        missing.iter().take(5).chain(wrong.iter().take(5)).map(String::as_str).collect::<Vec<_>>().join("\n  ")
+        missing
+            .iter()
+            .take(5)
+            .chain(wrong.iter().take(5))
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join("\n  ")
     ))
 }
 
@@ -172,7 +188,10 @@ fn the_comparison_can_fail() {
             .map(|(row, count)| (vec![canonical((*row).to_string())], *count))
             .collect()
     };
-    assert_eq!(difference(&rows(&[("1.50", 2), ("x", 1)]), &rows(&[("x", 1), ("1.5", 2)])), None);
+    assert_eq!(
+        difference(&rows(&[("1.50", 2), ("x", 1)]), &rows(&[("x", 1), ("1.5", 2)])),
+        None
+    );
     assert_eq!(difference(&rows(&[("3.0", 1)]), &rows(&[("3", 1)])), None);
     assert!(difference(&rows(&[("1.5", 2)]), &rows(&[("1.5", 1)])).is_some());
     assert!(difference(&rows(&[("1.5", 1)]), &rows(&[("1.500001", 1)])).is_some());

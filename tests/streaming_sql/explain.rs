@@ -27,7 +27,11 @@ fn graph(session: &Session, sql: &str) -> String {
 
 #[track_caller]
 fn explains(sql: &str, expected: &str) {
-    assert_eq!(graph(&tables(2), sql), expected.trim_start_matches('\n').trim_end(), "{sql}");
+    assert_eq!(
+        graph(&tables(2), sql),
+        expected.trim_start_matches('\n').trim_end(),
+        "{sql}"
+    );
 }
 
 #[test]
@@ -114,7 +118,11 @@ fn operators_and_the_kind_of_result() {
             false,
         ),
         ("SELECT DISTINCT item FROM bids".into(), "GroupAggregate", false),
-        ("SELECT item, count(*) FROM bids GROUP BY item".into(), "GroupAggregate", true),
+        (
+            "SELECT item, count(*) FROM bids GROUP BY item".into(),
+            "GroupAggregate",
+            true,
+        ),
         (first("price DESC"), "Rank", true),
         (first("ts DESC"), "Rank", true),
         (

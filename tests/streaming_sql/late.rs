@@ -38,7 +38,9 @@ fn streams_drop_and_count_late_rows_and_batch_keeps_them() {
             "2024-03-01T12:00:20|1|10000",
         ]);
         assert_eq!(difference(&streamed, &on_time), None, "parallelism {parallelism}");
-        let analyzed = run(&session, &format!("EXPLAIN ANALYZE {PER_WINDOW}")).unwrap().unwrap();
+        let analyzed = run(&session, &format!("EXPLAIN ANALYZE {PER_WINDOW}"))
+            .unwrap()
+            .unwrap();
         let text = format!("{:?}", analyzed.batches);
         assert!(text.contains("late_rows=2"), "{text}");
 

@@ -36,7 +36,10 @@ impl Nexmark {
                 ),
             );
             let file = folder.path().join(format!("{table}.parquet"));
-            done(&session, &format!("COPY (SELECT * FROM {table}) TO '{}'", file.display()));
+            done(
+                &session,
+                &format!("COPY (SELECT * FROM {table}) TO '{}'", file.display()),
+            );
         }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/streaming_sql/nexmark/answers.py");
         let status = Command::new(python()).arg(script).arg(folder.path()).status().unwrap();

@@ -307,6 +307,8 @@ impl Process {
             let Some((time, keys)) = pop(timers, until) else {
                 return Ok(());
             };
+            // A function may ask for time after time, and the end of time is far.
+            cx.cancel.check()?;
             let timer = if is_event {
                 Timer::Event(time)
             } else {

@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 
 use arrow::array::{ArrayRef, TimestampMillisecondArray};
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::datatypes::{Field, Schema, SchemaRef, TimestampMillisecondType};
 use datafusion::error::Result as DataFusionResult;
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;

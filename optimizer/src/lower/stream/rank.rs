@@ -6,7 +6,9 @@ use arrow::datatypes::{Field, Schema};
 use datafusion::common::{Column, ScalarValue};
 use datafusion::logical_expr::expr::WindowFunctionParams;
 use datafusion::logical_expr::utils::split_conjunction;
-use datafusion::logical_expr::{EmptyRelation, Expr, Filter, LogicalPlan, Operator, SortExpr, Window, WindowFunctionDefinition};
+use datafusion::logical_expr::{
+    EmptyRelation, Expr, Filter, LogicalPlan, Operator, SortExpr, Window, WindowFunctionDefinition,
+};
 use datafusion::physical_expr::expressions::Literal;
 use thalweg_engine::Result;
 use thalweg_engine::data::{with_row_kind, without_row_kind};

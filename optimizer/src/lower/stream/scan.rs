@@ -26,7 +26,9 @@ impl Lowering<'_> {
         // A filter on a column that is not read was applied by the provider itself.
         let read = |filter: &&Expr| {
             let columns = filter.column_refs();
-            columns.into_iter().all(|column| scan.projected_schema.has_column(column))
+            columns
+                .into_iter()
+                .all(|column| scan.projected_schema.has_column(column))
         };
         let filters = scan.filters.iter().filter(read).cloned();
         if let Some(filter) = datafusion::logical_expr::utils::conjunction(filters) {
