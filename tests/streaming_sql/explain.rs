@@ -123,8 +123,8 @@ fn operators_and_the_kind_of_result() {
             "GroupAggregate",
             true,
         ),
-        (first("price DESC"), "Rank", true),
-        (first("ts DESC"), "Rank", true),
+        (first("price DESC"), "Rank 1..1", true),
+        (first("ts DESC"), "Deduplicate", true),
         (
             "SELECT id, sum(price) OVER (PARTITION BY item ORDER BY ts) FROM bids".into(),
             "Over",
