@@ -4,6 +4,7 @@
 
 #[cfg(feature = "blackhole")]
 pub mod blackhole;
+mod changelog_table;
 #[cfg(feature = "datagen")]
 pub mod datagen;
 #[cfg(feature = "filesystem")]
@@ -24,6 +25,7 @@ pub mod socket;
 #[cfg(feature = "ysb")]
 pub mod ysb;
 
+pub use changelog_table::ChangelogTable;
 pub use options::{Options, parse_bool, parse_duration};
 pub use registry::{create_table, may_be_unbounded, sink_of, sinks, takes_changelog};
 #[cfg(any(feature = "print", feature = "blackhole"))]

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{Session, TableProvider};
+use thalweg_engine::data::is_changelog;
 use thalweg_engine::operator::SinkConnector;
 use thalweg_engine::plan::SinkSpec;
 use thalweg_engine::{EngineError, Result};
+
+use crate::ChangelogTable;
 
 /// All sinks of this build.
 pub fn sinks() -> Vec<Arc<dyn SinkConnector>> {
@@ -97,6 +100,13 @@ pub async fn create_table(
             )));
         }
     };
+    let table = table.map(|table| {
+        if is_changelog(&table.schema()) {
+            Arc::new(ChangelogTable::new(table))
+        } else {
+            table
+        }
+    });
     table.map_err(|e| match e {
         EngineError::Plan(message) => EngineError::Plan(format!("table '{name}': {message}")),
         other => other,
@@ -142,6 +152,9 @@ pub fn may_be_unbounded(table: &dyn TableProvider) -> bool {
 /// When it is a table of files that cannot be written to, with the reason.
 pub fn sink_of(table: &dyn TableProvider) -> Result<Option<SinkSpec>> {
     let any = table as &dyn std::any::Any;
+    if let Some(table) = any.downcast_ref::<ChangelogTable>() {
+        return sink_of(table.inner());
+    }
     #[cfg(any(feature = "print", feature = "blackhole"))]
     if let Some(table) = any.downcast_ref::<crate::SinkTable>() {
         return Ok(Some(table.sink()));

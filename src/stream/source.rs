@@ -353,6 +353,7 @@ impl StreamBuilder {
         let mut environment = self.session.environment();
         let timeout = self.session.config().buffer_timeout_ms.unwrap_or(BUFFER_TIMEOUT_MS);
         environment.buffer_timeout = BufferTimeout::from_ms(timeout);
+        environment.exchange_bytes = Some(self.session.config().segment_bytes);
         Ok(submit(graph, &environment)?)
     }
 

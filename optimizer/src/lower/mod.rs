@@ -24,6 +24,7 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_expr::create_physical_expr;
+use thalweg_engine::data::is_changelog;
 use thalweg_engine::plan::{CollectSpec, JobGraph, OperatorSpec, RuntimeFilterId, SchemaSpec, VertexId};
 use thalweg_engine::{EngineError, Result};
 
@@ -98,7 +99,16 @@ impl<'s> Lowering<'s> {
 
     async fn lower_node(&mut self, node: &LogicalPlan, mut inputs: Vec<Stream>) -> Result<Stream> {
         match node {
-            LogicalPlan::TableScan(scan) => self.table_scan(scan).await,
+            LogicalPlan::TableScan(scan) => {
+                let stream = self.table_scan(scan).await?;
+                if is_changelog(&stream.schema) {
+                    return Err(EngineError::Plan(format!(
+                        "the table '{}' is a changelog, which only streaming mode can read;                          SET 'execution.runtime-mode' = 'streaming'",
+                        scan.table_name
+                    )));
+                }
+                Ok(stream)
+            }
             LogicalPlan::Values(values) => self.values(values),
             LogicalPlan::EmptyRelation(empty) => self.empty_relation(empty),
             LogicalPlan::DescribeTable(describe) => self.describe_table(describe),

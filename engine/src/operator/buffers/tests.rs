@@ -383,3 +383,63 @@ fn a_million_keys_leave_nothing_behind() {
 fn ten_million_keys_leave_nothing_behind() {
     many_keys(1000, 10_000);
 }
+
+#[test]
+fn a_row_that_stays_does_not_keep_its_batch() {
+    let mut harness = harness(spec(Tumbling::new(1000, 0).unwrap(), EventTime));
+    const FAR: i64 = 1_000_000;
+    let mut most = 0;
+    for round in 0..40 {
+        let mut batch: Vec<(i64, i64, i64)> = (0..4000).map(|n| (n % 7, 1, round * 1000)).collect();
+        batch.push((3, round, FAR));
+        harness.push(0, rows(&batch)).unwrap();
+        harness.watermark(round * 1000 + 999).unwrap();
+        assert_eq!(harness.take(&output()).num_rows(), 7);
+        most = most.max(harness.context.memory.bytes());
+    }
+    // All rows would be near 4 MB: what is dead goes before it is that much.
+    assert!(most < 2_500_000, "{most} bytes");
+    harness.watermark(i64::MAX).unwrap();
+    assert_eq!(taken(&mut harness), [(3, (0..40).sum(), 40, FAR, FAR + 1000)]);
+    assert_empty(&harness);
+}
+
+#[test]
+fn a_session_outlives_the_keys_around_it() {
+    let mut harness = harness(spec(Session::new(100).unwrap(), EventTime));
+    for round in 0..20 {
+        let mut batch: Vec<(i64, i64, i64)> = (0..3000).map(|n| (round * 3000 + n, 1, round * 50)).collect();
+        batch.push((-1, round, round * 50));
+        batch.extend([(-2, 1, round * 200 + 10_000)]);
+        harness.push(0, rows(&batch)).unwrap();
+        harness.watermark(round * 50).unwrap();
+    }
+    harness.watermark(i64::MAX).unwrap();
+    let results = taken(&mut harness);
+    assert_eq!(results.len(), 20 * 3000 + 1 + 20);
+    let long: Vec<&Row> = results.iter().filter(|row| row.0 == -1).collect();
+    assert_eq!(long, [&(-1, (0..20).sum(), 20, 0, 19 * 50 + 100)]);
+    assert_empty(&harness);
+}
+
+#[test]
+fn without_keys_and_with_an_evictor_of_time() {
+    let mut all = spec(Global, Count(3));
+    all.keys = Vec::new();
+    all.evictor = Some(Arc::new(KeepRecent(10)));
+    all.schema = Arc::new(Schema::new(output().fields()[1..].to_vec()));
+    let schema = Arc::clone(&all.schema);
+    let mut harness = harness(all);
+    harness
+        .push(0, rows(&[(1, 1, 0), (2, 2, 20), (3, 4, 15), (4, 8, 11), (5, 16, 30)]))
+        .unwrap();
+    let fired = harness.take(&schema);
+    assert_eq!(fired.column(0).as_primitive::<Int64Type>().values(), &[6]);
+    harness.end(0).unwrap();
+    let rest = harness.take(&schema);
+    assert_eq!(
+        rest.column(0).as_primitive::<Int64Type>().values(),
+        &[16],
+        "20 and all before are too old"
+    );
+}

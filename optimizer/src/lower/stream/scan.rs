@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use datafusion::common::Constraint;
 use datafusion::logical_expr::{Expr, LogicalPlan, TableScan, UserDefinedLogicalNodeCore};
 use thalweg_engine::plan::{
     AssignWatermarkSpec, OperatorSpec, ScalarExpr, SchemaSpec, StreamScanSpec, WatermarkSpec, WindowAssignSpec,
@@ -23,6 +24,7 @@ impl Lowering<'_> {
         // Filters that the source applied are applied once more: they are cheap, and the walk need not know.
         stream.handled_filters.clear();
         let mut flow = Flow::new(stream, bounded);
+        flow.keys = primary_key(scan).into_iter().collect();
         // A filter on a column that is not read was applied by the provider itself.
         let read = |filter: &&Expr| {
             let columns = filter.column_refs();
@@ -205,4 +207,19 @@ pub(super) fn column_of(expr: &Expr, plan: &LogicalPlan) -> Option<usize> {
         Expr::Alias(alias) => column_of(&alias.expr, plan),
         _ => None,
     }
+}
+
+/// The columns of the table's primary key, where all of them are read.
+fn primary_key(scan: &TableScan) -> Option<Vec<usize>> {
+    let constraints = scan.source.constraints()?;
+    let key = constraints.iter().find_map(|constraint| match constraint {
+        Constraint::PrimaryKey(key) => Some(key),
+        Constraint::Unique(_) => None,
+    })?;
+    key.iter()
+        .map(|column| match &scan.projection {
+            Some(read) => read.iter().position(|index| index == column),
+            None => Some(*column),
+        })
+        .collect()
 }

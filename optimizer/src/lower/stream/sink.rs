@@ -3,6 +3,7 @@
 use datafusion::datasource::source_as_provider;
 use datafusion::logical_expr::dml::CopyTo;
 use datafusion::logical_expr::{DmlStatement, WriteOp};
+use thalweg_engine::data::is_changelog;
 use thalweg_engine::plan::SinkSpec;
 use thalweg_engine::{EngineError, Result};
 
@@ -44,6 +45,12 @@ impl Lowering<'_> {
         if input.is_changelog() && self.options.sink_resolver.changelog(&sink)? == SinkChangelog::Insertions {
             return Err(takes_no_updates(table));
         }
+        // The formats of changelogs want the kind of every row.
+        let input = if is_changelog(&sink.schema.0) {
+            self.as_changelog(input)
+        } else {
+            input
+        };
         let bounded = input.bounded;
         Ok(Flow::new(self.write_to(sink, input.stream)?, bounded))
     }
