@@ -315,7 +315,8 @@ impl Lowering<'_> {
         Ok(flow)
     }
 
-    /// Rows that agree in `keys` to one subtask; all rows without keys.
+    /// Rows that agree in `keys` to one subtask, where they are not yet; all rows without keys. The caller knows which columns
+    /// of the output the keys are.
     pub(super) fn ship(
         &mut self,
         stream: crate::properties::Stream,
@@ -323,12 +324,20 @@ impl Lowering<'_> {
         operator: OperatorSpec,
         schema: Arc<Schema>,
     ) -> crate::properties::Stream {
-        let mut shipped = if keys.is_empty() {
+        let there = if keys.is_empty() {
+            stream.is_single()
+        } else {
+            stream.is_grouped_by(&keys) && (!stream.is_single() || self.options.parallelism == 1)
+        };
+        let mut shipped = if there {
+            self.chain(stream, operator, schema)
+        } else if keys.is_empty() {
             self.exchange(stream, Partitioning::Global, 1, operator, schema)
         } else {
             self.exchange_hash(stream, keys, operator, schema)
         };
         shipped.hashed.clear();
+        shipped.ordering.clear();
         shipped
     }
 
@@ -420,7 +429,8 @@ impl Lowering<'_> {
             .filter(|(_, key)| column_index(key).is_some_and(|index| input.rowtimes.contains(&index)))
             .map(|(position, _)| position)
             .collect();
-        let stream = self.ship(input.stream.clone(), grouping.keys, operator, all);
+        let mut stream = self.ship(input.stream.clone(), grouping.keys, operator, all);
+        stream.hashed = vec![leading_columns(count, &stream.schema)];
         let mut flow = Flow::new(stream, input.bounded);
         flow.rowtimes = times;
         flow.window = end.map(|end| WindowColumns { start, end });
@@ -451,7 +461,11 @@ impl Lowering<'_> {
             schema: SchemaSpec(Arc::clone(&output)),
         });
         let count = grouping.keys.len();
-        let mut flow = Flow::new(self.ship(input.stream, grouping.keys, operator, output), input.bounded);
+        let mut stream = self.ship(input.stream, grouping.keys, operator, output);
+        if count > 0 {
+            stream.hashed = vec![leading_columns(count, &stream.schema)];
+        }
+        let mut flow = Flow::new(stream, input.bounded);
         flow.keys = vec![(0..count).collect()];
         Ok(flow)
     }

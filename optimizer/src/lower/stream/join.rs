@@ -333,7 +333,7 @@ impl Lowering<'_> {
             tails: vec![vertex],
             schema: output,
             parallelism,
-            hashed: Vec::new(),
+            hashed: if by_keys { together(sides) } else { Vec::new() },
             ordering: Vec::new(),
             estimate: sides.left.stream.estimate.clone(),
             handled_filters: Vec::new(),
@@ -378,6 +378,24 @@ fn joined_keys(sides: &Sides) -> Vec<Vec<usize>> {
             }
             _ => Vec::new(),
         },
+        _ => Vec::new(),
+    }
+}
+
+/// The columns by which the output of a join is partitioned as its inputs were.
+fn together(sides: &Sides) -> Vec<Vec<Physical>> {
+    let width = sides.left.width();
+    let side = |right: bool| -> Option<Vec<Physical>> {
+        let keys = sides.keys.iter().map(|(l, r)| if right { r } else { l });
+        keys.map(|key| {
+            let index = column_index(key)? + if right { width } else { 0 };
+            Some(column(index, &sides.output))
+        })
+        .collect()
+    };
+    match sides.join_type {
+        JoinType::Inner => [side(false), side(true)].into_iter().flatten().collect(),
+        JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti => side(false).into_iter().collect(),
         _ => Vec::new(),
     }
 }

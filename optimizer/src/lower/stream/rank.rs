@@ -12,7 +12,7 @@ use datafusion::logical_expr::{
 use datafusion::physical_expr::expressions::Literal;
 use thalweg_engine::Result;
 use thalweg_engine::data::{with_row_kind, without_row_kind};
-use thalweg_engine::plan::{OperatorSpec, Partitioning, RankSpec, ScalarExpr, SchemaSpec, SortKey};
+use thalweg_engine::plan::{OperatorSpec, RankSpec, ScalarExpr, SchemaSpec, SortKey};
 
 use super::flow::{Flow, pull};
 use super::{refused, scan::column_of};
@@ -246,11 +246,10 @@ impl Lowering<'_> {
         let mut flow = input.clone();
         flow.keys = partition_key(&partition, &places).into_iter().collect();
         flow.window = window;
-        flow.stream = if partition.is_empty() {
-            self.exchange(input.stream, Partitioning::Global, 1, operator, output)
-        } else {
-            self.exchange_hash(input.stream, partition, operator, output)
-        };
+        flow.stream = self.ship(input.stream, partition.clone(), operator, output);
+        if !partition.is_empty() {
+            flow.stream.hashed = vec![partition];
+        }
         Ok(flow)
     }
 
