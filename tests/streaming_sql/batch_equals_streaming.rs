@@ -10,16 +10,28 @@ use thalweg::Session;
 
 use super::changelog::{difference, run, session, set};
 
-/// Why a query is refused on streams, as a part of the message, and how many queries at most.
-const REFUSED: &[(&str, usize)] = &[];
+/// Why queries are refused on streams, as a part of the message, and how many of tests/sql.
+const REFUSED: &[(&str, usize)] = &[
+    ("OVER with an order other than ascending time", 25),
+    ("OVER a stream of updates", 3),
+    ("LIMIT over a stream of updates", 0),
+    ("GROUPING SETS over a stream of updates", 0),
+    ("a recursive query", 12),
+    ("a LeftMark join (EXISTS or IN below OR)", 6),
+    ("SESSION without an aggregation", 2),
+    ("grouping sessions by other columns", 1),
+    ("is not a time attribute on a stream", 2),
+    ("an aggregate function with ORDER BY", 1),
+    ("ORDER BY anything but ascending event time", 1),
+];
 
-/// Queries whose rows are not determined: another order of rows is another answer.
-const OPEN: &[&str] = &[];
+/// Queries that a stream answers otherwise. The empty grouping set over no input: a stream has no row before the first.
+const OTHERWISE: &[&str] = &["FROM empty GROUP BY ROLLUP (g)", "FROM empty GROUP BY GROUPING SETS"];
 
 #[derive(Default)]
 struct Tally {
     same: usize,
-    open: usize,
+    otherwise: usize,
     refused: BTreeMap<String, Vec<String>>,
     wrong: Vec<String>,
 }
@@ -50,8 +62,8 @@ impl Tally {
             }
         };
         let expected = super::changelog::rows_of(&batch.batches);
-        if OPEN.iter().any(|part| sql.contains(part)) {
-            self.open += 1;
+        if OTHERWISE.iter().any(|part| sql.contains(part)) {
+            self.otherwise += 1;
             return;
         }
         match rows.map(|rows| difference(&rows, &expected)) {
@@ -61,8 +73,8 @@ impl Tally {
         }
     }
 
-    fn check(self, what: &str, least_same: usize) {
-        println!("{what}: {} the same, {} open", self.same, self.open);
+    fn check(self, what: &str, least_same: usize, refused: &[(&str, usize)]) {
+        println!("{what}: {} the same, {} otherwise", self.same, self.otherwise);
         for (reason, places) in &self.refused {
             println!("  {} refused: {reason}", places.len());
         }
@@ -72,10 +84,13 @@ impl Tally {
             self.wrong.len(),
             self.wrong.join("\n\n")
         );
-        for (reason, most) in REFUSED {
-            let places = self.refused.get(*reason).map_or(&[][..], Vec::as_slice);
+        for (reason, places) in &self.refused {
+            let most = refused
+                .iter()
+                .find(|(known, _)| known == reason)
+                .map_or(0, |(_, most)| *most);
             assert!(
-                places.len() <= *most,
+                places.len() <= most,
                 "{what}: more is refused than was:\n{}",
                 places.join("\n")
             );
@@ -166,7 +181,7 @@ fn sql_cases(parallelism: usize, settings: &[(&str, &str)]) {
             }
         }
     }
-    tally.check("tests/sql", 1);
+    tally.check("tests/sql", 251, REFUSED);
 }
 
 #[test]
@@ -179,7 +194,7 @@ fn sql_cases_at_2_in_small_batches() {
     sql_cases(
         2,
         &[
-            ("execution.batch-size", "64"),
+            ("execution.batch-size", "512"),
             ("pipeline.auto-watermark-interval", "0"),
         ],
     );
@@ -191,7 +206,7 @@ fn sql_cases_at_5() {
 }
 
 /// The queries of a benchmark over the data of `scripts/test_data.sh`.
-fn benchmark(name: &str, parallelism: usize, least_same: usize) {
+fn benchmark(name: &str, parallelism: usize, least_same: usize, refused: &[(&str, usize)]) {
     let root = std::env::var_os("THALWEG_TEST_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-data"),
         PathBuf::from,
@@ -226,12 +241,24 @@ fn benchmark(name: &str, parallelism: usize, least_same: usize) {
             tally.compare(&session, &query.file_stem().unwrap().display().to_string(), &sql);
         }
     }
-    tally.check(name, least_same);
+    tally.check(name, least_same, refused);
 }
 
 #[test]
 fn tpch_at_2() {
-    benchmark("tpch/sf0.01", 2, 1);
+    benchmark("tpch/sf0.01", 2, 22, &[]);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn tpcds_at_2() {
+    let refused = [
+        ("OVER a stream of updates", 14),
+        ("LIMIT over a stream of updates", 4),
+        ("GROUPING SETS over a stream of updates", 4),
+        ("a LeftMark join (EXISTS or IN below OR)", 3),
+    ];
+    benchmark("tpcds/sf0.1", 2, 74, &refused);
 }
 
 #[test]

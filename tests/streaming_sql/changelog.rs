@@ -42,15 +42,6 @@ pub(crate) fn done(session: &Session, sql: &str) {
     run(session, sql).unwrap_or_else(|e| panic!("{sql}: {e} {}", e.remedy().unwrap_or_default()));
 }
 
-/// The message and the remedy of a statement that must fail.
-#[track_caller]
-pub(crate) fn failure(session: &Session, sql: &str) -> String {
-    match run(session, sql) {
-        Ok(result) => panic!("{sql} gave {:?}", result.map(|rows| rows.batches)),
-        Err(error) => format!("{error}; {}", error.remedy().unwrap_or_default()),
-    }
-}
-
 /// The batches of a query with their schema.
 pub(crate) struct Collected {
     pub(crate) schema: SchemaRef,

@@ -9,3 +9,4 @@ mod changelog;
 mod explain;
 mod late;
 mod nexmark;
+mod random;

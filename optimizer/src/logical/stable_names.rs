@@ -4,6 +4,7 @@
 //! The same subtree in two places of a plan then has different names and is not recognized as the same.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use datafusion::common::Column;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
@@ -45,11 +46,15 @@ pub fn with_stable_names(plan: LogicalPlan) -> Result<LogicalPlan> {
         if names.is_empty() {
             return Ok(renamed);
         }
-        Ok(Transformed::new(
-            renamed.data.recompute_schema()?,
-            true,
-            TreeNodeRecursion::Continue,
-        ))
+        let before = Arc::clone(renamed.data.schema());
+        let plan = renamed.data.recompute_schema()?;
+        // A column without an alias has the text of its expression for a name, and that text may just have changed.
+        for (old, new) in before.fields().iter().zip(plan.schema().fields()) {
+            if old.name() != new.name() {
+                names.insert(old.name().clone(), new.name().clone());
+            }
+        }
+        Ok(Transformed::new(plan, true, TreeNodeRecursion::Continue))
     })
     .map(|transformed| transformed.data)
 }

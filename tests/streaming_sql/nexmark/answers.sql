@@ -66,10 +66,10 @@ FROM won w JOIN auction a ON a.id = w.id
 -- q10: the day and the minute as text
 SELECT auction, bidder, price, ts, extra, strftime(ts, '%Y-%m-%d'), strftime(ts, '%H:%M') FROM bid
 
--- q11: a session begins where the gap before a bid is more than ten seconds
+-- q11: a session begins where the bid before is ten seconds or more away
 WITH marked AS (
     SELECT bidder, epoch_ms(ts) AS t,
-           CASE WHEN epoch_ms(ts) - lag(epoch_ms(ts)) OVER w <= 10000 THEN 0 ELSE 1 END AS begins
+           CASE WHEN epoch_ms(ts) - lag(epoch_ms(ts)) OVER w < 10000 THEN 0 ELSE 1 END AS begins
     FROM bid WINDOW w AS (PARTITION BY bidder ORDER BY ts)
 ), numbered AS (
     SELECT *, sum(begins) OVER (PARTITION BY bidder ORDER BY t RANGE UNBOUNDED PRECEDING) AS session FROM marked

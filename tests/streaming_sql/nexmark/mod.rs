@@ -13,7 +13,7 @@ use super::changelog::{Rows, difference, done, rows_of, run, session, streaming}
 
 /// So many events a second of event time that no two have the same: ties would leave rows open.
 const RATE: &str = "1000";
-const EVENTS: usize = 100_000;
+const EVENTS: usize = 60_000;
 const MANY_EVENTS: usize = 1_000_000;
 
 struct Nexmark {

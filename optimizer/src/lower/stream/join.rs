@@ -49,7 +49,14 @@ impl Lowering<'_> {
         let left = self.flow(&join.left).await?;
         let right = self.flow(&join.right).await?;
         if let Some((time, rest)) = join.filter.as_ref().and_then(split_temporal) {
-            return self.temporal_join(join, left, right, &time, rest.as_ref());
+            return match join.join_type {
+                JoinType::Inner | JoinType::Left => self.temporal_join(join, left, right, &time, rest.as_ref()),
+                JoinType::LeftSemi => self.temporal_semi_join(join, left, right, &time, rest.as_ref()),
+                other => Err(refused(
+                    &format!("a temporal {other} join"),
+                    "write an inner or a left join",
+                )),
+            };
         }
         let filter = match &join.filter {
             Some(expr) => {
@@ -266,6 +273,28 @@ impl Lowering<'_> {
         flow.rowtimes.clone_from(&sides.left.rowtimes);
         flow.proctimes.clone_from(&sides.left.proctimes);
         Ok(flow)
+    }
+
+    /// What the optimizer makes of an inner join when nobody looks at the right side, of which one version at most matches.
+    fn temporal_semi_join(
+        &mut self,
+        join: &Join,
+        left: Flow,
+        right: Flow,
+        time: &Expr,
+        rest: Option<&Expr>,
+    ) -> Result<Flow> {
+        let mut inner = join.clone();
+        inner.join_type = JoinType::Inner;
+        inner.schema = Arc::new(datafusion::logical_expr::builder::build_join_schema(
+            join.left.schema(),
+            join.right.schema(),
+            &JoinType::Inner,
+        )?);
+        let width = left.width();
+        let flow = self.temporal_join(&inner, left, right, time, rest)?;
+        let outputs = (0..width).map(|index| column(index, &flow.stream.schema)).collect();
+        self.compute_columns(&[], outputs, join.schema.as_arrow(), flow)
     }
 
     /// The right side to every subtask of the left, which stays where it is: what is looked up in is small.
