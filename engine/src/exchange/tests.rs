@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use thalweg_memory::{MemoryManager, SpillDirectory};
 
 use super::*;
-use crate::data::{Barrier, Batch, EngineError, Watermark};
+use crate::data::{Barrier, Batch, EngineError, LatencyMarker, Watermark};
 use crate::plan::{Partitioning, ScalarExpr, SortKey};
 use crate::time::ManualClock;
 
@@ -234,6 +234,52 @@ fn the_gate_keeps_the_minimum_watermark_of_channels_that_speak() {
     inlets[0].send(Element::Watermark(Watermark(20))).unwrap();
     inlets[2].send(Element::Watermark(Watermark(12))).unwrap();
     assert_eq!(next(&mut gate), Some(12));
+}
+
+#[test]
+fn a_gate_is_idle_while_all_its_open_channels_are() {
+    let (mut gate, mut inlets, _) = live(&[0, 1], 1 << 20);
+    let next = |gate: &mut InputGate| match gate.next(ReadNext::Any, Some(Duration::ZERO)).unwrap() {
+        GateEvent::Watermark(w) => format!("w{}", w.0),
+        GateEvent::Idle(idle) => format!("idle {idle}"),
+        GateEvent::End(port) => format!("end {port}"),
+        GateEvent::Pending => "pending".into(),
+        other => panic!("{other:?}"),
+    };
+    inlets[0].send(Element::Idle).unwrap();
+    assert_eq!(next(&mut gate), "pending", "the other one may speak");
+    inlets[1].send(Element::Idle).unwrap();
+    assert_eq!(next(&mut gate), "idle true");
+    inlets[1].send(Element::Idle).unwrap();
+    assert_eq!(next(&mut gate), "pending", "it is known");
+    // A watermark is a sign of life.
+    inlets[0].send(Element::Watermark(Watermark(7))).unwrap();
+    assert_eq!((next(&mut gate), next(&mut gate)), ("idle false".into(), "w7".into()));
+    inlets[0].send(Element::EndOfInput).unwrap();
+    assert_eq!(next(&mut gate), "end 0");
+    inlets[1].send(Element::Active).unwrap();
+    inlets[1].send(Element::Watermark(Watermark(9))).unwrap();
+    assert_eq!(next(&mut gate), "w9");
+}
+
+#[test]
+fn latency_markers_stay_behind_the_rows_that_were_before_them() {
+    let (mut gate, inlets, _) = live(&[0], 1 << 20);
+    let clock = Arc::new(ManualClock::default());
+    let senders = inlets.into_iter().map(|inlet| Box::new(inlet) as Box<dyn ChannelSender>);
+    let one = Partitioner::new(&Partitioning::Global, 0, 1).unwrap();
+    let mut out = OutputGate::new(one, senders.collect(), (100, 1 << 20), BufferTimeout::from_ms(5), clock.clone());
+    let marker = |sent_ns| LatencyMarker { vertex: 3, sent_ns };
+    out.latency(marker(1)).unwrap();
+    out.collect(batch([1])).unwrap();
+    out.latency(marker(2)).unwrap();
+    let mut next = || gate.next(ReadNext::Any, Some(Duration::ZERO)).unwrap();
+    assert!(matches!(next(), GateEvent::Latency(first) if first == marker(1)), "nothing was held");
+    assert!(matches!(next(), GateEvent::Pending), "the row is held back, and the marker with it");
+    clock.advance(Duration::from_millis(5));
+    out.flush_due().unwrap();
+    assert!(matches!(next(), GateEvent::Batch(0, rows) if rows.num_rows() == 1));
+    assert!(matches!(next(), GateEvent::Latency(second) if second == marker(2)));
 }
 
 #[test]
