@@ -101,7 +101,7 @@ pub struct OperatorMetrics {
     pub rows_out: AtomicU64,
     /// Batches handed on.
     pub batches_out: AtomicU64,
-    /// Bytes handed on.
+    /// Bytes handed on, by a scan only: to measure strings takes time.
     pub bytes_out: AtomicU64,
     /// Nanoseconds inside the operator, without the operators after it.
     pub busy_ns: AtomicU64,

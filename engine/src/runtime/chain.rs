@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::data::{Batch, Element, LatencyMarker, Result, Watermark, batch_bytes};
+use crate::data::{Batch, Element, LatencyMarker, Result, Watermark};
 use crate::exchange::{OutputGate, Port, ReadNext};
 use crate::operator::{Collector, Context, Operator};
 use crate::runtime::latency::LatencyHistograms;
@@ -233,7 +233,6 @@ impl Rest<'_> {
             },
             rows: 0,
             batches: 0,
-            bytes: 0,
         };
         let start = clock.monotonic();
         let result = action(link.operator.as_mut(), &mut link.context, &mut out);
@@ -243,7 +242,6 @@ impl Rest<'_> {
             .fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         metrics.rows_out.fetch_add(out.rows, Ordering::Relaxed);
         metrics.batches_out.fetch_add(out.batches, Ordering::Relaxed);
-        metrics.bytes_out.fetch_add(out.bytes, Ordering::Relaxed);
         self.active.store(caller, Ordering::Relaxed);
         result.map_err(|error| error.in_operator(&link.context.operator))
     }
@@ -261,14 +259,12 @@ struct Counting<'a> {
     rest: Rest<'a>,
     rows: u64,
     batches: u64,
-    bytes: u64,
 }
 
 impl Collector for Counting<'_> {
     fn collect(&mut self, batch: Batch) -> Result<()> {
         self.rows += batch.num_rows() as u64;
         self.batches += 1;
-        self.bytes += batch_bytes(&batch) as u64;
         self.rest.deliver(0, batch)
     }
 

@@ -30,7 +30,7 @@ pub struct OperatorSummary {
     pub rows_out: u64,
     /// Batches handed on.
     pub batches_out: u64,
-    /// Bytes handed on.
+    /// Bytes handed on, by a scan only: to measure strings takes time.
     pub bytes_out: u64,
     /// Nanoseconds inside the operator, added over the subtasks.
     pub busy_ns: u64,

@@ -267,3 +267,25 @@ fn null_times_say_nothing() {
     );
     assert_eq!(highest(&expr, &batch(vec![None, None])).unwrap(), None);
 }
+
+#[test]
+fn a_delay_is_taken_from_the_latest_row_as_from_every_row() {
+    use datafusion::physical_expr::expressions::{binary, col, lit};
+    let schema = stage(vec![], |_| {}).scan.plan().schema();
+    let batch = |rows: Vec<Option<i64>>| {
+        let column: ArrayRef = Arc::new(TimestampMillisecondArray::from(rows));
+        Batch::try_new(Arc::clone(&schema), vec![column]).unwrap()
+    };
+    for (months, days) in [(0, 1), (1, 0), (0, 0)] {
+        let delay = ScalarValue::new_interval_mdn(months, days, 5_000_000);
+        let expr = binary(col("ts", &schema).unwrap(), Operator::Minus, lit(delay), &schema).unwrap();
+        assert_eq!(delayed_column(&expr), (months == 0).then_some(0));
+        let expr = ScalarExpr::new(expr, Arc::clone(&schema));
+        let march: i64 = 1_711_839_600_000; // 2024-03-30 23:00, a day and two hours before the last of these
+        let rows = vec![Some(march), None, Some(march + 7_200_000), Some(march + 3_600_000)];
+        let each = rows.iter().map(|row| highest(&expr, &batch(vec![*row])).unwrap());
+        let expected = each.max().flatten();
+        assert_eq!(highest(&expr, &batch(rows)).unwrap(), expected, "{months} {days}");
+        assert_eq!(highest(&expr, &batch(vec![None, None])).unwrap(), None);
+    }
+}
