@@ -11,6 +11,7 @@ mod quickstart;
 mod runtime_filters;
 mod sql_cases;
 mod statements;
+mod stream_example;
 mod stream_tables;
 mod tpcds;
 mod tpch;
