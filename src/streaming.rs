@@ -137,9 +137,10 @@ pub(crate) fn result_schema(graph: &JobGraph, logical: &SchemaRef) -> SchemaRef 
     }
 }
 
-/// A batch of a changelog as the client sees it; others as they are.
+/// A batch of a changelog as the client sees it; others as they are, and so are those of a program that wants the row kind
+/// where its stream has it.
 pub(crate) fn shown(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
-    if !is_changelog(batch.schema_ref()) {
+    if !is_changelog(batch.schema_ref()) || is_changelog(schema) {
         return Ok(batch);
     }
     let last = batch.num_columns() - 1;

@@ -57,6 +57,9 @@ fn chain(
     let last = vertex.chain.len().saturating_sub(1);
     for (position, operator) in vertex.chain.iter().enumerate().rev() {
         let mut content = describe(operator);
+        if let Some(uid) = vertex.uid(position) {
+            let _ = write!(content, " uid={uid}");
+        }
         if position == last {
             let _ = write!(content, "  [parallelism {}", vertex.parallelism);
             if let Some(rows) = vertex.estimated_rows {

@@ -8,6 +8,7 @@ use thalweg_engine::plan::{
     CollectSpec, Edge, ExchangeMode, JobGraph, MergeMode, OperatorSpec, Partitioning, SchemaSpec, Vertex,
 };
 
+use super::combine::in_two_steps;
 use crate::error::{Error, Result};
 
 pub(super) type NodeId = usize;
@@ -46,6 +47,20 @@ pub(super) struct Node {
     pub(super) name: String,
     pub(super) uid: Option<String>,
     pub(super) chaining: Chaining,
+    /// How it is done in two steps, where it can be.
+    pub(super) combiner: Option<Box<Combiner>>,
+}
+
+/// An operator in two steps: one before the exchange, which makes fewer rows, and one after it.
+#[derive(Clone, Debug)]
+pub(super) struct Combiner {
+    pub(super) before: OperatorSpec,
+    /// What the first step hands on.
+    pub(super) states: SchemaRef,
+    /// How that is exchanged.
+    pub(super) partitioning: Partitioning,
+    /// In place of the operator.
+    pub(super) after: OperatorSpec,
 }
 
 impl Node {
@@ -59,6 +74,7 @@ impl Node {
             name: name.into(),
             uid: None,
             chaining: Chaining::Always,
+            combiner: None,
         }
     }
 
@@ -112,12 +128,15 @@ pub(super) fn with_collector(nodes: &[Node], upstream: &[Upstream], schema: &Sch
 
 /// The job graph of what leads to a sink.
 pub(super) fn translate(name: &str, nodes: &[Node], parallelism: usize) -> Result<JobGraph> {
-    check_uids(nodes)?;
-    let live = live(nodes);
-    if !live.contains(&true) {
+    let is_live = live(nodes);
+    if !is_live.contains(&true) {
         return Err(Error::statement("the program has no sink")
             .with_remedy("end it with print(), sink_to_table(..) or execute_and_collect()"));
     }
+    let asked_for = parallelism_of(nodes, &is_live, parallelism)?;
+    let nodes = &in_two_steps(nodes, &asked_for);
+    check_uids(nodes)?;
+    let live = live(nodes);
     let parallelism_of = parallelism_of(nodes, &live, parallelism)?;
     let mut graph = JobGraph::new(name);
     let mut vertex_of = vec![0; nodes.len()];
@@ -128,6 +147,7 @@ pub(super) fn translate(name: &str, nodes: &[Node], parallelism: usize) -> Resul
             let vertex = &mut graph.vertices[vertex];
             vertex.name = format!("{} -> {}", vertex.name, node.name);
             vertex.chain.push(node.operator.clone());
+            vertex.uids.push(node.uid.clone());
             vertex.output_schema = SchemaSpec(Arc::clone(&node.schema));
             continue;
         }
@@ -137,6 +157,7 @@ pub(super) fn translate(name: &str, nodes: &[Node], parallelism: usize) -> Resul
             chain: vec![node.operator.clone()],
             output_schema: SchemaSpec(Arc::clone(&node.schema)),
             estimated_rows: None,
+            uids: vec![node.uid.clone()],
         });
         for (port, upstream) in &node.inputs {
             let same = parallelism_of[upstream.node] == parallelism_of[id];

@@ -217,8 +217,13 @@ impl JoinedWindows {
         let node = Node::new(operator, "WindowJoin", Arc::clone(&schema))
             .with_input(0, &left.upstream)
             .with_input(1, &right.upstream);
-        let time = left_end + 1;
-        Ok(left.builder.add(node, Some(time)))
+        // The event time of the result is the window's, on the side that is never missing.
+        let time = match join_type {
+            JoinType::Right => Some(left.schema.fields().len() + right_end + 1),
+            JoinType::Full => None,
+            _ => Some(left_end + 1),
+        };
+        Ok(left.builder.add(node, time))
     }
 
     /// A side with its windows, hashed by its keys; the keys with the window's start; the column of the window's end.

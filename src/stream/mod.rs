@@ -43,6 +43,7 @@
 //! # }
 //! ```
 
+mod combine;
 mod connected;
 mod data_stream;
 mod graph;

@@ -1,5 +1,7 @@
 //! Windows of a program: which, when they fire, what they forget, what is computed.
 
+mod slices;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -154,33 +156,18 @@ impl WindowAssigner {
     /// The windows of event time that a window join takes.
     pub(super) fn kind_of_time(&self) -> Result<WindowKind> {
         self.check()?;
-        let offset_ms = self.offset_ms;
-        match self.kind {
-            _ if self.processing => {}
-            Kind::Tumbling(size) => {
-                let size_ms = positive(size)?;
-                return Ok(WindowKind::Tumble { size_ms, offset_ms });
+        let remedy = "co_group(..) takes windows of any kind";
+        match self.kind_of_slices()? {
+            Some(kind) if !self.processing && !matches!(kind, WindowKind::Session { .. }) => {
+                kind.check()
+                    .map_err(|wrong| Error::statement(wrong).with_remedy(remedy))?;
+                Ok(kind)
             }
-            Kind::Sliding(size, slide) if millis(size)? % positive(slide)? == 0 && millis(size)? > 0 => {
-                return Ok(WindowKind::Hop {
-                    size_ms: millis(size)?,
-                    slide_ms: millis(slide)?,
-                    offset_ms,
-                });
-            }
-            Kind::Cumulate(step, max) if millis(max)? % positive(step)? == 0 && millis(max)? > 0 => {
-                return Ok(WindowKind::Cumulate {
-                    max_ms: millis(max)?,
-                    step_ms: millis(step)?,
-                    offset_ms,
-                });
-            }
-            _ => {}
+            _ => Err(Error::unsupported(
+                "a window join is in tumbling, sliding (by a part of their size) or cumulating windows of event time",
+            )
+            .with_remedy(remedy)),
         }
-        Err(Error::unsupported(
-            "a window join is in tumbling, sliding (by a part of their size) or cumulating windows of event time",
-        )
-        .with_remedy("co_group(..) takes windows of any kind"))
     }
 
     fn plan(&self, stream: &DataStream) -> Result<Planning> {
@@ -473,11 +460,15 @@ impl WindowedStream {
         );
         let time = fields.len() + 2;
         fields.extend(["window_start", "window_end", "window_time"].map(|name| Field::new(name, bound.clone(), true)));
+        let schema: SchemaRef = Arc::new(Schema::new(fields));
+        if let Some(node) = self.in_slices(&aggregates, &schema)? {
+            return Ok(self.stream.builder.add(node, Some(time)));
+        }
         let function = WindowFunction::Aggregate {
             aggregates,
             properties: vec![WindowProperty::Start, WindowProperty::End, WindowProperty::Time],
         };
-        let mut result = self.finish(function, Arc::new(Schema::new(fields)))?;
+        let mut result = self.finish(function, schema)?;
         result.time = Some(time);
         Ok(result)
     }

@@ -4,6 +4,8 @@
 
 mod api;
 mod examples;
+mod joins;
 mod model;
 mod rows;
+mod slices;
 mod windows;

@@ -16,8 +16,8 @@ use datafusion::functions_aggregate::expr_fn::{count, min, sum};
 use datafusion::prelude::{col, lit};
 use proptest::prelude::*;
 use thalweg::stream::{
-    AccumulationMode, DataStream, OutputTag, WatermarkStrategy, WindowAssigner, WindowEvictor, WindowTrigger,
-    WindowedStream,
+    AccumulationMode, DataStream, OutputTag, StreamBuilder, WatermarkStrategy, WindowAssigner, WindowEvictor,
+    WindowTrigger, WindowedStream,
 };
 
 use super::model::{Assigner, Evictor, Mode, Model, Program, Row, Told, Trigger};
@@ -137,15 +137,17 @@ fn told(batches: &[RecordBatch]) -> Vec<Told> {
 }
 
 fn source(parallelism: usize, splits: &[Vec<Vec<Row>>], delay: i64) -> DataStream {
+    source_in(&session(parallelism).stream(), splits, delay)
+}
+
+/// Batches in splits, with a watermark behind each batch that allows for so much disorder.
+pub(super) fn source_in(builder: &StreamBuilder, splits: &[Vec<Vec<Row>>], delay: i64) -> DataStream {
     let splits = splits
         .iter()
         .map(|split| split.iter().map(|rows| batch(rows)).collect())
         .collect();
     let watermarks = WatermarkStrategy::bounded_out_of_orderness("time", ms(delay)).with_interval(Duration::ZERO);
-    session(parallelism)
-        .stream()
-        .from_splits(schema(), splits, watermarks)
-        .unwrap()
+    builder.from_splits(schema(), splits, watermarks).unwrap()
 }
 
 fn check(program: Program, batches: &[Vec<Row>], delay: i64) -> Result<(), TestCaseError> {
@@ -188,7 +190,7 @@ fn rows_at(times: std::ops::Range<i64>) -> impl Strategy<Value = Row> {
 }
 
 /// Batches whose times rise on the whole, with disorder.
-fn batches() -> impl Strategy<Value = Vec<Vec<Row>>> {
+pub(super) fn batches() -> impl Strategy<Value = Vec<Vec<Row>>> {
     let batch = proptest::collection::vec(rows_at(-40..40), 1..25);
     (proptest::collection::vec(batch, 0..8), 0..40i64).prop_map(|(mut batches, pace)| {
         for (number, batch) in batches.iter_mut().enumerate() {
@@ -275,7 +277,7 @@ fn aggregated(stream: &DataStream, program: Program) -> Vec<Vec<i64>> {
 }
 
 /// Splits of which no row is late within its own, of `delay` disorder; some are empty, some end early.
-fn splits() -> impl Strategy<Value = (Vec<Vec<Vec<Row>>>, i64)> {
+pub(super) fn splits() -> impl Strategy<Value = (Vec<Vec<Vec<Row>>>, i64)> {
     let split = proptest::collection::vec(rows_at(-40..160), 0..60);
     (proptest::collection::vec(split, 1..5), 1..30i64, 1..9usize).prop_map(|(splits, delay, length)| {
         let ordered = splits.into_iter().map(|mut split| {

@@ -32,6 +32,16 @@ pub struct Vertex {
     pub output_schema: SchemaSpec,
     /// Estimated rows that leave the vertex, when known.
     pub estimated_rows: Option<u64>,
+    /// What the program calls each operator of the chain, from one version of it to the next, where it does. Empty when it
+    /// names none.
+    pub uids: Vec<Option<String>>,
+}
+
+impl Vertex {
+    /// What the program calls the operator at `place` of the chain.
+    pub fn uid(&self, place: usize) -> Option<&str> {
+        self.uids.get(place)?.as_deref()
+    }
 }
 
 /// A stream between two vertices.
@@ -216,6 +226,14 @@ impl JobGraph {
             let Some(head) = vertex.chain.first() else {
                 return Err(self.error(format!("vertex '{}' has no operator", vertex.name)));
             };
+            if !vertex.uids.is_empty() && vertex.uids.len() != vertex.chain.len() {
+                return Err(self.error(format!(
+                    "vertex '{}' has {} uids for {} operators",
+                    vertex.name,
+                    vertex.uids.len(),
+                    vertex.chain.len()
+                )));
+            }
             let has_inputs = self.inputs_of(id).next().is_some();
             if has_inputs == head.is_source() {
                 return Err(self.error(format!(

@@ -95,6 +95,7 @@ fn vertex(name: &str, parallelism: usize, chain: Vec<OperatorSpec>) -> Vertex {
         chain,
         output_schema: schema().into(),
         estimated_rows: None,
+        uids: Vec::new(),
     }
 }
 

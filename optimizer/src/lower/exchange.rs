@@ -148,6 +148,7 @@ impl Lowering<'_> {
             chain: vec![head],
             output_schema: SchemaSpec(Arc::clone(schema)),
             estimated_rows: None,
+            uids: Vec::new(),
         })
     }
 

@@ -59,6 +59,7 @@ fn graph(filters: Vec<BuildFilterSpec>, joins: usize, scans: usize) -> JobGraph 
             chain: vec![operator],
             output_schema: SchemaSpec(schema()),
             estimated_rows: None,
+            uids: Vec::new(),
         })
     };
     add(OperatorSpec::RuntimeFilter(filter), scans);

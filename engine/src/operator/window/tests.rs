@@ -214,6 +214,7 @@ fn a_window_survives_serialization() {
         output_schema: spec.plan.0.schema().into(),
         chain: vec![OperatorSpec::Window(spec.clone())],
         estimated_rows: None,
+        uids: Vec::new(),
     });
     let task = SessionContext::new().task_ctx();
     let back = decode_job_graph(&encode_job_graph(&graph).unwrap(), task).unwrap();
