@@ -110,6 +110,9 @@ fn annotate(graph: &JobGraph, metrics: &JobMetrics) -> String {
         if operator.late_rows > 0 {
             line.push_str(&format!(" late_rows={}", operator.late_rows));
         }
+        if operator.bad_records > 0 {
+            line.push_str(&format!(" bad_records={}", operator.bad_records));
+        }
         Some(line)
     });
     match metrics.exchange_spilled_bytes() {

@@ -96,6 +96,8 @@ impl Session {
             job: "plan".into(),
             io: self.inner.io.handle().clone(),
             runtime: Arc::clone(self.state().runtime_env()),
+            clock: Arc::clone(&self.inner.clock) as _,
+            endless: false,
         }
     }
 }

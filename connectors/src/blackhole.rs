@@ -80,4 +80,12 @@ impl SinkWriter for Blackhole {
     fn finish(&mut self) -> Result<()> {
         Ok(())
     }
+
+    fn next_roll_ms(&self) -> Option<i64> {
+        None
+    }
+
+    fn roll(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -26,7 +26,7 @@ pub mod socket;
 pub mod ysb;
 
 pub use changelog_table::ChangelogTable;
-pub use options::{Options, parse_bool, parse_duration};
+pub use options::{Options, parse_bool, parse_bytes, parse_duration};
 pub use registry::{create_table, may_be_unbounded, sink_of, sinks, takes_changelog};
 #[cfg(any(feature = "print", feature = "blackhole"))]
 pub use sink_table::SinkTable;

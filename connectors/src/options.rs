@@ -136,9 +136,59 @@ pub fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
     }
 }
 
+/// Reads a size above zero with its unit, as Flink writes it: `128MB`, `64 kb`, `1g`; a unit is 1024 of the next smaller
+/// one. Without a unit it is bytes.
+///
+/// # Errors
+/// When `text` is no such size.
+pub fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
+    let text = text.trim().to_lowercase();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let bytes: u64 = match unit.trim() {
+        "" | "b" | "bytes" => 1,
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        "t" | "tb" | "tib" => 1 << 40,
+        _ => return Err("must be a number and b, kb, mb, gb or tb".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| "must be a number and its unit, as 128 MB")?;
+    match number.checked_mul(bytes) {
+        Some(0) => Err("must be above zero".into()),
+        Some(bytes) => Ok(bytes),
+        None => Err("is too large".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_is_a_number_and_its_unit() {
+        for (text, bytes) in [
+            ("128MB", 128 << 20),
+            (" 7 ", 7),
+            ("64 kb", 64 << 10),
+            ("1 G", 1 << 30),
+            ("2tib", 2 << 40),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes));
+        }
+        for wrong in [
+            "",
+            "mb",
+            "-1",
+            "1.5 mb",
+            "3 barrels",
+            "0 kb",
+            "99999999999999999999",
+            "16777216 tb",
+        ] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_time_is_a_number_and_its_unit() {

@@ -189,6 +189,14 @@ impl SinkWriter for PrintWriter {
             source,
         })
     }
+
+    fn next_roll_ms(&self) -> Option<i64> {
+        None
+    }
+
+    fn roll(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::{Expr, SortExpr};
 use thalweg_engine::exchange::{CustomPartition, MAX_PARALLELISM};
-use thalweg_engine::operator::SinkJob;
 use thalweg_engine::operator::process::StateDeclarations;
 use thalweg_engine::operator::process::{PerRecord, ProcessFunction, ProcessInput, ProcessSpec, RecordFunction};
 use thalweg_engine::plan::{
@@ -475,13 +474,8 @@ impl DataStream {
     // ---- ends
 
     fn sink(&self, sink: SinkSpec, name: &str) -> Result<DataStream> {
-        let environment = self.builder.session.environment();
         let resolver = ConnectorResolver {
-            job: SinkJob {
-                job: "plan".into(),
-                io: environment.io,
-                runtime: environment.task.runtime_env(),
-            },
+            job: self.builder.session.planning_job(),
         };
         let writers = thalweg_optimizer::SinkResolver::max_writers(&resolver, &sink)?;
         let mut node = Node::new(OperatorSpec::Sink(sink), name, self.schema()).with_input(0, &self.upstream);

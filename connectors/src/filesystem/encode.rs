@@ -32,6 +32,8 @@ pub(super) trait FileEncoder: Send {
     fn write(&mut self, batch: &Batch) -> EncodeResult<()>;
     /// Bytes held until they can be written.
     fn held_bytes(&self) -> usize;
+    /// Bytes that what is held will add to the file, about.
+    fn pending_bytes(&self) -> usize;
     /// Writes out what is held, as far as the format allows.
     fn relieve(&mut self) -> EncodeResult<()>;
     /// Ends the file and gives it back.
@@ -122,6 +124,10 @@ impl FileEncoder for ParquetEncoder {
         self.0.memory_size()
     }
 
+    fn pending_bytes(&self) -> usize {
+        self.0.in_progress_size()
+    }
+
     fn relieve(&mut self) -> EncodeResult<()> {
         Ok(self.0.flush()?)
     }
@@ -147,6 +153,10 @@ impl FileEncoder for CsvEncoder {
         0
     }
 
+    fn pending_bytes(&self) -> usize {
+        0
+    }
+
     fn relieve(&mut self) -> EncodeResult<()> {
         Ok(())
     }
@@ -168,6 +178,10 @@ impl FileEncoder for JsonEncoder {
     }
 
     fn held_bytes(&self) -> usize {
+        0
+    }
+
+    fn pending_bytes(&self) -> usize {
         0
     }
 
@@ -198,6 +212,10 @@ impl FileEncoder for ChangelogEncoder {
         0
     }
 
+    fn pending_bytes(&self) -> usize {
+        0
+    }
+
     fn relieve(&mut self) -> EncodeResult<()> {
         Ok(())
     }
@@ -215,6 +233,10 @@ impl FileEncoder for IpcEncoder {
     }
 
     fn held_bytes(&self) -> usize {
+        0
+    }
+
+    fn pending_bytes(&self) -> usize {
         0
     }
 
@@ -236,6 +258,10 @@ impl FileEncoder for AvroEncoder {
     }
 
     fn held_bytes(&self) -> usize {
+        0
+    }
+
+    fn pending_bytes(&self) -> usize {
         0
     }
 

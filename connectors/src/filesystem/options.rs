@@ -12,8 +12,8 @@ use datafusion::common::parsers::CompressionTypeVariant;
 use datafusion::config::{CsvOptions, JsonOptions, ParquetOptions};
 use thalweg_engine::{EngineError, Result};
 
-use crate::filesystem::Format;
-use crate::options::{parse_bool, parse_duration};
+use crate::filesystem::{Format, RollingOptions};
+use crate::options::{parse_bool, parse_bytes, parse_duration};
 
 /// How files are read and written.
 #[derive(Clone, Debug)]
@@ -52,6 +52,8 @@ pub struct FileOptions {
     pub replace: bool,
     /// Whether a local file is synchronized to disk before it gets its final name.
     pub sync: bool,
+    /// When part files are finished and shown before the job ends.
+    pub rolling: RollingOptions,
     /// How long a folder's reader waits before it looks for new files; it reads what is there when `None`.
     pub monitor: Option<Duration>,
     /// The most files that a subtask holds open.
@@ -81,6 +83,15 @@ const COMMON: &[Known] = &[
     }),
     Known("sink.replace", &[], |o, v| assign(&mut o.replace, parse_bool(v)?)),
     Known("sink.sync", &[], |o, v| assign(&mut o.sync, parse_bool(v)?)),
+    Known("sink.rolling-policy.file-size", &[], |o, v| {
+        assign(&mut o.rolling.file_bytes, Some(parse_bytes(v)?))
+    }),
+    Known("sink.rolling-policy.rollover-interval", &[], |o, v| {
+        assign(&mut o.rolling.rollover_interval, Some(parse_duration(v)?))
+    }),
+    Known("sink.rolling-policy.inactivity-interval", &[], |o, v| {
+        assign(&mut o.rolling.inactivity_interval, Some(parse_duration(v)?))
+    }),
     Known("source.monitor-interval", &[], |o, v| {
         assign(&mut o.monitor, Some(parse_duration(v)?))
     }),
@@ -272,6 +283,7 @@ impl FileOptions {
             single_file: None,
             replace: false,
             sync: true,
+            rolling: RollingOptions::default(),
             monitor: None,
             max_open_files: 64,
             buffer_bytes: 64 << 20,

@@ -4,17 +4,20 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::compute::cast;
 use arrow::datatypes::SchemaRef;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use thalweg_engine::operator::{PreparedSink, SinkConnector, SinkJob, SinkWriter};
 use thalweg_engine::plan::SinkSpec;
+use thalweg_engine::time::Clock;
 use thalweg_engine::{Batch, EngineError, Result};
 
 use crate::filesystem::encode::{EncodeResult, FileEncoder, encoder, file_schema};
 use crate::filesystem::fixed::Layout;
 use crate::filesystem::partition::Partitioner;
+use crate::filesystem::rolling::{Counted, RollingPolicy};
 use crate::filesystem::storage::{Storage, Target};
 use crate::filesystem::{FileOptions, Format};
 
@@ -47,7 +50,14 @@ impl SinkConnector for FileSinkConnector {
                 storage.describe(name)
             )));
         }
-        let runtime = Arc::clone(&job.runtime);
+        let rolling = RollingPolicy::of(&options.rolling, job.endless);
+        if let (Target::File { name, .. }, Some(_)) = (&target, rolling) {
+            let file = storage.describe(name);
+            return Err(EngineError::Plan(match job.endless {
+                true => format!("{file} is one file, and rows without end would never complete it; name a folder"),
+                false => format!("{file} is one file, for which there is no 'sink.rolling-policy'; name a folder"),
+            }));
+        }
         let job = Arc::new(Job {
             id: job.job.clone(),
             options,
@@ -56,8 +66,11 @@ impl SinkConnector for FileSinkConnector {
             files,
             partitioner,
             storage,
+            rolling,
+            clock: Arc::clone(&job.clock),
+            runtime: Arc::clone(&job.runtime),
         });
-        Ok(Arc::new(PreparedFileSink { job, runtime }))
+        Ok(Arc::new(PreparedFileSink { job }))
     }
 }
 
@@ -73,6 +86,10 @@ struct Job {
     files: SchemaRef,
     partitioner: Partitioner,
     storage: Arc<dyn Storage>,
+    /// When files are finished and shown; at the end of the job when `None`.
+    rolling: Option<RollingPolicy>,
+    clock: Arc<dyn Clock>,
+    runtime: Arc<RuntimeEnv>,
 }
 
 impl Job {
@@ -102,10 +119,37 @@ impl Job {
     }
 
     fn open(&self, name: String) -> Result<OpenFile> {
-        let file = self.storage.create(&name)?;
+        let bytes = Arc::new(AtomicU64::new(0));
+        let file = Box::new(Counted::new(self.storage.create(&name)?, Arc::clone(&bytes)));
         let encoder = encoder(&self.options, &self.files, file);
         let encoder = self.named(&name, encoder)?;
-        Ok(OpenFile { name, encoder, used: 0 })
+        let now = self.clock.now_ms();
+        Ok(OpenFile {
+            name,
+            encoder,
+            bytes,
+            used: 0,
+            begun_ms: now,
+            written_ms: now,
+        })
+    }
+
+    /// Finishes a file before its writer does; where files roll it is shown at once.
+    fn roll(&self, file: OpenFile) -> Result<()> {
+        let name = file.name.clone();
+        self.close(file)?;
+        if self.rolling.is_some() {
+            self.storage.publish_file(&name)?;
+            self.forget_listings();
+        }
+        Ok(())
+    }
+
+    /// DataFusion remembers listings for ever; whoever reads next shall see the new files.
+    fn forget_listings(&self) {
+        if let Some(listings) = self.runtime.cache_manager.get_list_files_cache() {
+            listings.clear();
+        }
     }
 
     fn close(&self, file: OpenFile) -> Result<()> {
@@ -143,7 +187,6 @@ fn io_cause(e: Box<dyn Error + Send + Sync>) -> io::Error {
 #[derive(Debug)]
 struct PreparedFileSink {
     job: Arc<Job>,
-    runtime: Arc<RuntimeEnv>,
 }
 
 impl PreparedSink for PreparedFileSink {
@@ -189,10 +232,7 @@ impl PreparedSink for PreparedFileSink {
             return Err(e);
         }
         job.storage.publish()?;
-        // DataFusion remembers listings for ever; whoever reads next shall see the new files.
-        if let Some(listings) = self.runtime.cache_manager.get_list_files_cache() {
-            listings.clear();
-        }
+        job.forget_listings();
         Ok(())
     }
 
@@ -205,8 +245,20 @@ impl PreparedSink for PreparedFileSink {
 struct OpenFile {
     name: String,
     encoder: Box<dyn FileEncoder>,
-    /// When it was last written to.
+    /// Bytes in the file.
+    bytes: Arc<AtomicU64>,
+    /// When it was last written to, in batches.
     used: u64,
+    /// When it was begun and last written to, by the clock.
+    begun_ms: i64,
+    written_ms: i64,
+}
+
+impl OpenFile {
+    /// What the file will be if it is finished now, about.
+    fn size(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed) + self.encoder.pending_bytes() as u64
+    }
 }
 
 struct FileSinkWriter {
@@ -229,7 +281,7 @@ impl FileSinkWriter {
                 .min_by_key(|(_, file)| file.used)
                 .map(|(directory, _)| directory.clone());
             if let Some(file) = oldest.and_then(|directory| self.open.remove(&directory)) {
-                self.job.close(file)?;
+                self.job.roll(file)?;
             }
         }
         let part = self.parts.entry(directory.to_string()).or_default();
@@ -249,7 +301,17 @@ impl FileSinkWriter {
         };
         file.used = self.tick;
         let written = file.encoder.write(rows);
-        self.job.named(&file.name, written)
+        self.job.named(&file.name, written)?;
+        let Some(rolling) = &self.job.rolling else {
+            return Ok(());
+        };
+        file.written_ms = self.job.clock.now_ms();
+        if rolling.is_full(file.size())
+            && let Some(file) = self.open.remove(directory)
+        {
+            self.job.roll(file)?;
+        }
+        Ok(())
     }
 
     /// Writes out the largest buffers until at most `limit` bytes are held.
@@ -292,6 +354,27 @@ impl SinkWriter for FileSinkWriter {
         let open = std::mem::take(&mut self.open);
         open.into_values().try_for_each(|file| self.job.close(file))
     }
+
+    fn next_roll_ms(&self) -> Option<i64> {
+        let rolling = self.job.rolling.as_ref()?;
+        let due = self
+            .open
+            .values()
+            .map(|file| rolling.due_ms(file.begun_ms, file.written_ms));
+        due.min()
+    }
+
+    fn roll(&mut self) -> Result<()> {
+        let Some(rolling) = &self.job.rolling else {
+            return Ok(());
+        };
+        let now = self.job.clock.now_ms();
+        let due = self
+            .open
+            .extract_if(|_, file| rolling.due_ms(file.begun_ms, file.written_ms) <= now);
+        let due: Vec<OpenFile> = due.map(|(_, file)| file).collect();
+        due.into_iter().try_for_each(|file| self.job.roll(file))
+    }
 }
 
 /// `batch` with exactly the types of `schema` (a plan may hand on views or dictionaries for strings).
@@ -322,6 +405,8 @@ mod tests {
     use std::io::Write;
 
     use arrow::array::{ArrayRef, Int64Array};
+
+    use thalweg_engine::time::SystemClock;
 
     use super::*;
     use crate::filesystem::storage::{Folder, StagedFile};
@@ -366,6 +451,10 @@ mod tests {
             Ok(true)
         }
 
+        fn publish_file(&self, _name: &str) -> Result<()> {
+            Ok(())
+        }
+
         fn publish(&self) -> Result<()> {
             Ok(())
         }
@@ -387,6 +476,9 @@ mod tests {
                 files: Arc::clone(&rows),
                 partitioner: Partitioner::try_new(&rows, &[], false).unwrap(),
                 storage: Arc::new(FullDisk),
+                rolling: None,
+                clock: Arc::new(SystemClock::new()),
+                runtime: Arc::default(),
             });
             let mut writer = FileSinkWriter {
                 job,

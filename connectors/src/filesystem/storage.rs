@@ -36,7 +36,9 @@ pub(super) trait Storage: Debug + Send + Sync {
     fn is_empty(&self) -> bool;
     /// Whether the target holds no file yet.
     fn target_is_empty(&self) -> Result<bool>;
-    /// Gives all staged files their final names; all or none.
+    /// Gives a complete file its final name now, ahead of the others.
+    fn publish_file(&self, name: &str) -> Result<()>;
+    /// Gives all staged files that are left their final names; all or none.
     fn publish(&self) -> Result<()>;
     /// Removes what is staged.
     fn discard(&self);

@@ -105,6 +105,12 @@ pub async fn create_table(
         )));
     }
     if let Some(format) = record_format(&parsed)? {
+        if parsed.monitor.is_some() {
+            return Err(EngineError::Plan(format!(
+                "option 'source.monitor-interval' is not for files that are read record by record (format '{}')",
+                format.format.name()
+            )));
+        }
         return record_table(state, columns, url, &parsed, format, options).await;
     }
     let listing = ListingOptions::new(reader(state, &parsed)).with_file_extension(extension_filter(&parsed, &url));

@@ -13,6 +13,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use object_store::memory::InMemory;
 use thalweg_engine::operator::{PreparedSink, SinkConnector, SinkJob};
 use thalweg_engine::plan::{SchemaSpec, SinkSpec};
+use thalweg_engine::time::SystemClock;
 use thalweg_engine::{Batch, Result};
 use tokio::runtime::Handle;
 
@@ -38,6 +39,8 @@ fn prepare(context: &SessionContext, spec: &SinkSpec) -> Result<Arc<dyn Prepared
         job: "j1".into(),
         io: Handle::current(),
         runtime: context.runtime_env(),
+        clock: Arc::new(SystemClock::new()),
+        endless: false,
     };
     FileSinkConnector.prepare(spec, &job)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, BinaryArray, StringArray};
 use arrow::compute::cast;
 use arrow::csv::ReaderBuilder as CsvReaderBuilder;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, FieldRef, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json::ReaderBuilder as JsonReaderBuilder;
 use regex::Regex;
@@ -84,7 +84,8 @@ impl Csv {
     /// # Errors
     /// When a column's type cannot be in CSV.
     pub(super) fn try_new(schema: &SchemaRef, options: &CsvOptions) -> Result<Self> {
-        if let Some(field) = schema.fields().iter().find(|field| field.data_type().is_nested()) {
+        let unreadable = |field: &&FieldRef| field.data_type().is_nested() || field.data_type().is_binary();
+        if let Some(field) = schema.fields().iter().find(unreadable) {
             return Err(EngineError::Plan(format!(
                 "column '{}' of type {} cannot be read from CSV; use JSON",
                 field.name(),

@@ -5,34 +5,29 @@
 //! A thread of its own reads what is there and passes on whole records; a batch is what has come since the last one
 //! was taken. Nothing waits for a batch to fill. When the other side closes the connection, the table ends.
 
-mod decode;
 mod read;
+mod scan;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::DataFusionError;
 use datafusion::datasource::TableType;
 use datafusion::error::Result as DataFusionResult;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use thalweg_engine::{EngineError, Result};
 
 use crate::Options;
-use crate::socket::decode::{Decoder, Format};
-use crate::socket::read::Connection;
+use crate::formats::{Decoder, FormatOptions, StreamFormat};
+use crate::socket::scan::SocketScan;
 
-/// A table over a socket.
+/// A table over a socket. It is a changelog (`is_changelog` of its schema) when its format is one.
 #[derive(Debug)]
 pub struct SocketTable {
     socket: Arc<Socket>,
@@ -44,8 +39,17 @@ struct Socket {
     /// `host:port`.
     address: String,
     delimiter: u8,
-    format: Format,
+    format: FormatOptions,
+    /// As declared.
+    columns: SchemaRef,
+    /// The columns, and the row kind when the format is a changelog.
     schema: SchemaRef,
+}
+
+impl Socket {
+    fn decoder(&self) -> Result<Decoder> {
+        Decoder::new(&self.format, &self.columns, format!("socket {}", self.address))
+    }
 }
 
 impl fmt::Debug for Socket {
@@ -55,7 +59,7 @@ impl fmt::Debug for Socket {
 }
 
 /// The table of `CREATE TABLE .. WITH ('connector' = 'socket')`. Options: `hostname`, `port`, `byte-delimiter`,
-/// `format` (`csv`, `json`, `raw`), `csv.field-delimiter`.
+/// `format` (one of [`StreamFormat`]) and what [`FormatOptions::take`] knows of it.
 ///
 /// # Errors
 /// When an option is missing, unknown or wrong, or the format cannot read a column.
@@ -89,34 +93,24 @@ pub fn create_table(columns: SchemaRef, options: &BTreeMap<String, String>) -> R
         })?,
     };
     let format = needed("format", options.take("format"))?;
-    let format = match format.trim().to_lowercase().as_str() {
-        "csv" => Format::Csv {
-            field_delimiter: match options.take("csv.field-delimiter") {
-                None => b',',
-                Some(text) => {
-                    byte_of(&text).ok_or_else(|| options.bad_value("csv.field-delimiter", &text, "must be one byte"))?
-                }
-            },
-        },
-        "json" => Format::Json,
-        "raw" => Format::Raw,
-        _ => return Err(options.bad_value("format", &format, "must be csv, json or raw")),
-    };
+    let format = FormatOptions::take(StreamFormat::parse(&format)?, &mut options)?;
     options.finish()?;
-    // To make a decoder is to check the columns.
-    Decoder::try_new(format, &columns, delimiter, 1).map_err(EngineError::Plan)?;
     let host = hostname.trim();
     let address = match host.contains(':') {
         true => format!("[{host}]:{port}"),
         false => format!("{host}:{port}"),
     };
+    let socket = Socket {
+        address,
+        delimiter,
+        schema: format.format.schema(&columns),
+        format,
+        columns,
+    };
+    // To make a decoder is to check the columns.
+    socket.decoder()?;
     Ok(Arc::new(SocketTable {
-        socket: Arc::new(Socket {
-            address,
-            delimiter,
-            format,
-            schema: columns,
-        }),
+        socket: Arc::new(socket),
     }))
 }
 
@@ -152,63 +146,6 @@ impl TableProvider for SocketTable {
         _filters: &[Expr],
         _limit: Option<usize>,
     ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        Ok(Arc::new(StreamingTableExec::try_new(
-            Arc::clone(&self.socket.schema),
-            vec![Arc::clone(&self.socket) as Arc<dyn PartitionStream>],
-            projection,
-            [],
-            true,
-            None,
-        )?))
-    }
-}
-
-impl PartitionStream for Socket {
-    fn schema(&self) -> &SchemaRef {
-        &self.schema
-    }
-
-    fn execute(&self, task: Arc<TaskContext>) -> SendableRecordBatchStream {
-        let batch_rows = task.session_config().batch_size().max(1);
-        let reading = Decoder::try_new(self.format, &self.schema, self.delimiter, batch_rows)
-            .map_err(DataFusionError::Execution)
-            .map(|decoder| Reading {
-                address: self.address.clone(),
-                connection: Connection::open(self.address.clone(), self.delimiter),
-                decoder,
-                ready: VecDeque::new(),
-            });
-        let stream = futures::stream::try_unfold(reading, |reading| async move {
-            let mut reading = reading?;
-            let batch = reading.next().await?;
-            Ok(batch.map(|batch| (batch, Ok(reading))))
-        });
-        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), stream))
-    }
-}
-
-/// A connection being read.
-struct Reading {
-    address: String,
-    connection: Connection,
-    decoder: Decoder,
-    /// Decoded and not yet taken, where more rows came at once than go in a batch.
-    ready: VecDeque<RecordBatch>,
-}
-
-impl Reading {
-    async fn next(&mut self) -> DataFusionResult<Option<RecordBatch>> {
-        loop {
-            if let Some(batch) = self.ready.pop_front() {
-                return Ok(Some(batch));
-            }
-            let Some(bytes) = self.connection.next().await? else {
-                return Ok(None);
-            };
-            let decoded = self.decoder.decode(&bytes);
-            let decoded =
-                decoded.map_err(|why| DataFusionError::Execution(format!("socket {}: {why}", self.address)))?;
-            self.ready.extend(decoded);
-        }
+        Ok(Arc::new(SocketScan::try_new(Arc::clone(&self.socket), projection)?))
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use datafusion::common::DataFusionError;
 use datafusion::error::Result;
+use memchr::{memchr_iter, memrchr};
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -124,7 +125,7 @@ impl Reader {
                 return Ok(());
             }
             let came = &buffer[..read];
-            match came.iter().rposition(|byte| *byte == self.delimiter) {
+            match memrchr(self.delimiter, came) {
                 Some(last) => {
                     begun.extend_from_slice(&came[..=last]);
                     let whole = std::mem::replace(&mut begun, came[last + 1..].to_vec());
@@ -143,4 +144,17 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+/// The records of whole ones, without their delimiters. A `\r` before a `\n` belongs to the line's end.
+pub(super) fn records(bytes: &[u8], delimiter: u8) -> impl Iterator<Item = &[u8]> {
+    let mut start = 0;
+    memchr_iter(delimiter, bytes).map(move |end| {
+        let record = &bytes[start..end];
+        start = end + 1;
+        match delimiter {
+            b'\n' => record.strip_suffix(b"\r").unwrap_or(record),
+            _ => record,
+        }
+    })
 }

@@ -4,11 +4,14 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 
 use arrow::array::AsArray;
-use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, UInt8Type};
+use arrow::record_batch::RecordBatch;
 use arrow::util::pretty::pretty_format_batches;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::ExecutionPlanProperties;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
+use thalweg_engine::data::is_changelog;
 
 use super::*;
 
@@ -37,6 +40,17 @@ async fn connected(
     projection: Option<&Vec<usize>>,
     batch_rows: usize,
 ) -> (TcpStream, SendableRecordBatchStream) {
+    let (socket, stream, _) = connected_plan(schema, more, projection, batch_rows).await;
+    (socket, stream)
+}
+
+/// Also the plan, for its metrics.
+async fn connected_plan(
+    schema: SchemaRef,
+    more: &[(&str, &str)],
+    projection: Option<&Vec<usize>>,
+    batch_rows: usize,
+) -> (TcpStream, SendableRecordBatchStream, Arc<dyn ExecutionPlan>) {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let table = create_table(schema, &options(server.local_addr().unwrap().port(), more)).unwrap();
     let session = SessionContext::new_with_config(SessionConfig::new().with_batch_size(batch_rows));
@@ -44,7 +58,7 @@ async fn connected(
     assert!(plan.boundedness().is_unbounded());
     assert_eq!(plan.properties().partitioning.partition_count(), 1);
     let stream = plan.execute(0, session.task_ctx()).unwrap();
-    (server.accept().unwrap().0, stream)
+    (server.accept().unwrap().0, stream, plan)
 }
 
 /// All rows of what was sent before the connection was closed.
@@ -163,11 +177,73 @@ async fn a_bad_record_is_shown_with_its_number() {
         .await
         .unwrap_err();
     assert!(error.contains("record 2") && error.contains("{\"a\":"), "{error}");
-    let error = rows(two(), &[("format", "csv")], b"1,\"x\n", 8).await.unwrap_err();
+    // Quotes do not reach over the delimiter: the next record would be a part of this one.
+    let error = rows(two(), &[("format", "csv")], b"1,\"x\n2,y\"\n", 8)
+        .await
+        .unwrap_err();
     assert!(error.contains("record 1"), "{error}");
     let raw = schema(&[("l", DataType::Utf8View)]);
     let error = rows(raw, &[("format", "raw")], b"good\n\xff\n", 8).await.unwrap_err();
     assert!(error.contains("record 2"), "{error}");
+}
+
+#[tokio::test]
+async fn changes_of_a_table_come_with_their_kinds() {
+    let debezium = b"{\"before\":null,\"after\":{\"a\":1,\"s\":\"x\"},\"op\":\"c\"}\n\
+        {\"before\":{\"a\":1,\"s\":\"x\"},\"after\":{\"a\":2,\"s\":\"x\"},\"op\":\"u\"}\n\
+        {\"before\":{\"a\":2,\"s\":\"x\"},\"after\":null,\"op\":\"d\"}\n";
+    let canal = b"{\"data\":[{\"a\":1}],\"type\":\"INSERT\"}\n\
+        {\"data\":[{\"a\":2}],\"old\":[{\"a\":1}],\"type\":\"UPDATE\"}\n\
+        {\"data\":[{\"a\":2}],\"type\":\"DELETE\"}";
+    for (format, sent) in [("debezium-json", &debezium[..]), ("canal-json", &canal[..])] {
+        for batch_rows in [1, 3, 8192] {
+            let (mut socket, stream) = connected(two(), &[("format", format)], Some(&vec![2, 0]), batch_rows).await;
+            assert!(is_changelog(
+                &create_table(two(), &options(1, &[("format", format)]))
+                    .unwrap()
+                    .schema()
+            ));
+            socket.write_all(sent).unwrap();
+            drop(socket);
+            let batches: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+            assert!(batches.iter().all(|batch| (1..=batch_rows).contains(&batch.num_rows())));
+            let column = |index: usize| batches.iter().map(move |batch| batch.column(index));
+            let kinds: Vec<u8> = column(0)
+                .flat_map(|kinds| kinds.as_primitive::<UInt8Type>().values().to_vec())
+                .collect();
+            let values: Vec<i64> = column(1)
+                .flat_map(|a| a.as_primitive::<Int64Type>().values().to_vec())
+                .collect();
+            assert_eq!((kinds, values), (vec![0, 1, 2, 3], vec![1, 1, 2, 2]), "{format}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn bad_records_are_counted_and_kept_where_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("bad.jsonl");
+    let cases: [&[(&str, &str)]; 2] = [
+        &[("format", "json"), ("json.ignore-parse-errors", "true")],
+        &[("format", "json"), ("dead-letter.path", kept.to_str().unwrap())],
+    ];
+    for more in cases {
+        let (mut socket, stream, plan) = connected_plan(two(), more, Some(&vec![0]), 2).await;
+        socket
+            .write_all(b"{\"a\":1}\n{\"a\":\nnonsense\n\n{\"a\":2}\n{\"a\":\"x\"}\n")
+            .unwrap();
+        drop(socket);
+        let batches: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+        let values = batches
+            .iter()
+            .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec());
+        assert_eq!(values.collect::<Vec<_>>(), [1, 2]);
+        let counted = plan.metrics().unwrap().sum_by_name("bad_records").unwrap().as_usize();
+        assert_eq!(counted, 3);
+    }
+    let kept = std::fs::read_to_string(kept).unwrap();
+    assert_eq!(kept.lines().count(), 3);
+    assert!(kept.contains("record 3") && kept.contains("nonsense"), "{kept}");
 }
 
 #[tokio::test]
@@ -200,13 +276,13 @@ fn wrong_options_are_named() {
     let error =
         |columns: SchemaRef, more: &[(&str, &str)]| create_table(columns, &options(1, more)).unwrap_err().to_string();
     assert!(error(two(), &[]).contains("needs the option 'format'"));
-    assert!(error(two(), &[("format", "xml")]).contains("csv, json or raw"));
-    assert!(error(two(), &[("format", "raw")]).contains("exactly one column"));
+    assert!(error(two(), &[("format", "xml")]).contains("json, csv, raw, debezium-json, canal-json"));
+    assert!(error(two(), &[("format", "raw")]).contains("fills one column"));
     assert!(error(two(), &[("format", "csv"), ("byte-delimiter", "ab")]).contains("'byte-delimiter' = 'ab'"));
     assert!(error(two(), &[("format", "csv"), ("ports", "1")]).contains("no option 'ports'"));
     assert!(error(two(), &[("format", "json"), ("csv.field-delimiter", ";")]).contains("csv.field-delimiter"));
     let nested = schema(&[("l", DataType::Binary)]);
-    assert!(error(nested, &[("format", "csv")]).contains("cannot read column 'l'"));
+    assert!(error(nested, &[("format", "csv")]).contains("column 'l' of type Binary cannot be read from CSV"));
     let none = create_table(two(), &BTreeMap::new()).unwrap_err().to_string();
     assert!(none.contains("needs the option 'hostname'"), "{none}");
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::metrics::{Count, MetricValue};
 use futures::StreamExt;
 
 use crate::data::{Batch, EngineError, Result, Watermark};
@@ -89,12 +90,55 @@ impl Source {
     }
 }
 
+/// The metric of a plan that counts the records that it could not read and skipped.
+const BAD_RECORDS: &str = "bad_records";
+
+/// Carries the plan's count of bad records over to the operator's.
+#[derive(Default)]
+pub(super) struct BadRecords {
+    /// The counters of the splits that this subtask has opened.
+    counts: Vec<Count>,
+    /// Whether the plan has no such counters. Others have many, so that they are looked for once only.
+    none: bool,
+}
+
+impl BadRecords {
+    /// Finds the counters of a split that has been opened.
+    pub(super) fn watch(&mut self, plan: &Arc<dyn ExecutionPlan>, split: usize) {
+        if self.none {
+            return;
+        }
+        let mut plans = vec![plan];
+        while let Some(plan) = plans.pop() {
+            for metric in plan.metrics().iter().flat_map(|metrics| metrics.iter()) {
+                if let MetricValue::Count { name, count } = metric.value()
+                    && name == BAD_RECORDS
+                    && metric.partition() == Some(split)
+                {
+                    self.counts.push(count.clone());
+                }
+            }
+            plans.extend(plan.children());
+        }
+        self.none = self.counts.is_empty();
+    }
+
+    /// Notes what has been counted so far.
+    pub(super) fn note(&self, cx: &Context) {
+        if !self.counts.is_empty() {
+            let sum: usize = self.counts.iter().map(Count::value).sum();
+            cx.metrics.bad_records.store(sum as u64, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Reads splits of a scan plan until none is left.
 pub struct Scan {
     plan: Arc<dyn ExecutionPlan>,
     splits: Arc<Splits>,
     current: Option<SendableRecordBatchStream>,
     rows_left: usize,
+    bad_records: BadRecords,
 }
 
 impl Scan {
@@ -104,6 +148,7 @@ impl Scan {
             splits,
             current: None,
             rows_left: spec.limit.unwrap_or(usize::MAX),
+            bad_records: BadRecords::default(),
         }
     }
 
@@ -117,6 +162,12 @@ impl Scan {
     /// # Errors
     /// When the input cannot be read, or `Cancelled`.
     pub fn next(&mut self, cx: &mut Context, patience: Option<Duration>) -> Result<SourceEvent> {
+        let event = self.read(cx, patience);
+        self.bad_records.note(cx);
+        event
+    }
+
+    fn read(&mut self, cx: &mut Context, patience: Option<Duration>) -> Result<SourceEvent> {
         loop {
             cx.cancel.check()?;
             if self.rows_left == 0 {
@@ -131,6 +182,7 @@ impl Scan {
                 };
                 let _io = cx.io.enter();
                 self.current = Some(self.plan.execute(split, Arc::clone(&cx.task))?);
+                self.bad_records.watch(&self.plan, split);
                 continue;
             };
             let cancel = cx.cancel.clone();

@@ -12,6 +12,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::SinkSpec;
+use crate::time::{Clock, Timer};
 
 /// Makes writers for one connector; named in [`SinkSpec::connector`], found in the runtime's registry.
 pub trait SinkConnector: Debug + Send + Sync {
@@ -70,6 +71,16 @@ pub trait SinkWriter: Send {
     /// # Errors
     /// As for `write`.
     fn finish(&mut self) -> Result<()>;
+
+    /// The processing time, in milliseconds since the epoch, from which [`Self::roll`] has something to do; `None` while
+    /// it has nothing. Asked often.
+    fn next_roll_ms(&self) -> Option<i64>;
+
+    /// Completes and publishes what has waited long enough, for a sink that shows its output before the job ends.
+    ///
+    /// # Errors
+    /// As for `write`.
+    fn roll(&mut self) -> Result<()>;
 }
 
 /// What a connector may use.
@@ -81,6 +92,10 @@ pub struct SinkJob {
     pub io: tokio::runtime::Handle,
     /// DataFusion's runtime: its object stores and caches.
     pub runtime: Arc<RuntimeEnv>,
+    /// Processing time.
+    pub clock: Arc<dyn Clock>,
+    /// Whether the rows come from an input without an end: the commit at the end of the job may never come.
+    pub endless: bool,
 }
 
 /// The operator around a writer. Emits one row with the count of rows written.
@@ -99,13 +114,9 @@ impl Sink {
     pub fn output_schema() -> SchemaRef {
         Arc::new(Schema::new(vec![Field::new("count", DataType::UInt64, false)]))
     }
-}
 
-impl Operator for Sink {
-    fn on_batch(&mut self, _port: Port, batch: Batch, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
-        self.writer.write(&batch)?;
-        self.rows += batch.num_rows() as u64;
-        cx.metrics.rows_in.fetch_max(self.rows, Ordering::Relaxed);
+    /// Books what the writer holds; when memory is short it writes out what it can.
+    fn book(&mut self, cx: &mut Context) -> Result<()> {
         match cx.hold(self.writer.held_bytes()) {
             Err(EngineError::Memory(_)) => {
                 self.writer.relieve()?;
@@ -115,6 +126,24 @@ impl Operator for Sink {
             }
             other => other,
         }
+    }
+}
+
+impl Operator for Sink {
+    fn on_batch(&mut self, _port: Port, batch: Batch, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        self.writer.write(&batch)?;
+        self.rows += batch.num_rows() as u64;
+        cx.metrics.rows_in.fetch_max(self.rows, Ordering::Relaxed);
+        self.book(cx)
+    }
+
+    fn on_timer(&mut self, _timer: Timer, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        self.writer.roll()?;
+        self.book(cx)
+    }
+
+    fn next_timer(&self) -> Option<i64> {
+        self.writer.next_roll_ms()
     }
 
     fn on_end(&mut self, _port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
@@ -127,6 +156,8 @@ impl Operator for Sink {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use arrow::array::{AsArray, Int32Array};
     use arrow::datatypes::UInt64Type;
     use parking_lot::Mutex;
@@ -134,7 +165,7 @@ mod tests {
     use super::*;
     use crate::operator::harness::Harness;
 
-    /// Holds what it was given until it is relieved.
+    /// Holds what it was given until it is relieved, or for a second.
     struct Greedy(Arc<Mutex<(usize, usize, bool)>>);
 
     impl SinkWriter for Greedy {
@@ -157,6 +188,15 @@ mod tests {
             self.0.lock().2 = true;
             Ok(())
         }
+
+        fn next_roll_ms(&self) -> Option<i64> {
+            (self.0.lock().0 > 0).then_some(1000)
+        }
+
+        fn roll(&mut self) -> Result<()> {
+            self.0.lock().0 = 0;
+            Ok(())
+        }
     }
 
     fn batch(rows: i32) -> Batch {
@@ -171,6 +211,18 @@ mod tests {
         let out = Harness::new(sink).run(vec![vec![batch(3), batch(4)]]).unwrap();
         assert_eq!(out[0].column(0).as_primitive::<UInt64Type>().value(0), 7);
         assert!(state.lock().2);
+    }
+
+    #[test]
+    fn the_writer_rolls_when_its_time_has_come_and_memory_is_given_back() {
+        let state = Arc::new(Mutex::new((0, 0, false)));
+        let mut harness = Harness::new(Sink::new(Box::new(Greedy(Arc::clone(&state)))));
+        harness.push(0, batch(3)).unwrap();
+        harness.advance(Duration::from_millis(999)).unwrap();
+        assert_eq!((state.lock().0, harness.context.memory.bytes()), (3000, 3000));
+        harness.advance(Duration::from_millis(1)).unwrap();
+        assert_eq!((state.lock().0, harness.context.memory.bytes()), (0, 0));
+        assert_eq!(harness.operator.next_timer(), None);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use futures::StreamExt;
 
 use crate::data::{Batch, EngineError, Result, Watermark};
 use crate::operator::Context;
-use crate::operator::scan::{SourceEvent, sleep};
+use crate::operator::scan::{BadRecords, SourceEvent, sleep};
 use crate::plan::{ScalarExpr, ScanSpec, WatermarkSpec};
 
 /// One split on its way through the scan.
@@ -50,6 +50,7 @@ pub struct StreamScan {
     is_idle: bool,
     rows_left: usize,
     next_split: usize,
+    bad_records: BadRecords,
 }
 
 impl StreamScan {
@@ -65,6 +66,7 @@ impl StreamScan {
             is_idle: false,
             rows_left: spec.limit.unwrap_or(usize::MAX),
             next_split: 0,
+            bad_records: BadRecords::default(),
         }
     }
 
@@ -78,6 +80,12 @@ impl StreamScan {
     /// # Errors
     /// When the input cannot be read, or `Cancelled`.
     pub(super) fn next(&mut self, cx: &mut Context, patience: Option<Duration>) -> Result<SourceEvent> {
+        let event = self.read(cx, patience);
+        self.bad_records.note(cx);
+        event
+    }
+
+    fn read(&mut self, cx: &mut Context, patience: Option<Duration>) -> Result<SourceEvent> {
         cx.cancel.check()?;
         self.open(cx)?;
         let now = cx.clock.monotonic();
@@ -119,6 +127,7 @@ impl StreamScan {
                 idle: false,
                 ended: false,
             });
+            self.bad_records.watch(&self.plan, split);
         }
         Ok(())
     }

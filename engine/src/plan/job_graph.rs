@@ -153,6 +153,28 @@ impl JobGraph {
         heads.any(|head| matches!(head, OperatorSpec::Scan(scan) if scan.stream.is_some()))
     }
 
+    /// Whether what reaches the end of `vertex` may never end: it reads a source without an end, and no limit ends it.
+    pub fn is_endless(&self, vertex: VertexId) -> bool {
+        let mut seen = vec![false; self.vertices.len()];
+        let mut above = vec![vertex];
+        while let Some(vertex) = above.pop() {
+            let chain = &self.vertices[vertex].chain;
+            let ends =
+                |operator: &OperatorSpec| matches!(operator, OperatorSpec::Limit(limit) if limit.fetch.is_some());
+            if std::mem::replace(&mut seen[vertex], true) || chain.iter().any(ends) {
+                continue;
+            }
+            if let Some(OperatorSpec::Scan(scan)) = chain.first()
+                && scan.limit.is_none()
+                && scan.plan.0.properties().boundedness.is_unbounded()
+            {
+                return true;
+            }
+            above.extend(self.inputs_of(vertex).map(|edge| edge.from));
+        }
+        false
+    }
+
     /// The edges into `vertex`.
     pub fn inputs_of(&self, vertex: VertexId) -> impl Iterator<Item = &Edge> {
         self.edges.iter().filter(move |edge| edge.to == vertex)

@@ -60,6 +60,8 @@ impl JobShared {
             job: self.id.clone(),
             io: self.environment.io.clone(),
             runtime: self.environment.task.runtime_env(),
+            clock: Arc::clone(&self.environment.clock),
+            endless: false,
         };
         for (id, vertex) in self.execution.graph.vertices.iter().enumerate() {
             for spec in &vertex.chain {
@@ -73,8 +75,11 @@ impl JobShared {
                         known.join(", ")
                     ))
                 })?;
-                let prepared = connector.prepare(spec, &job);
-                match prepared {
+                let job = SinkJob {
+                    endless: self.execution.graph.is_endless(id),
+                    ..job.clone()
+                };
+                match connector.prepare(spec, &job) {
                     Ok(sink) => self.sinks.push((id, sink)),
                     Err(error) => {
                         self.sinks.iter().for_each(|(_, sink)| sink.abort());

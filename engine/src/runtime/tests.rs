@@ -457,6 +457,14 @@ impl SinkWriter for TestConnector {
         self.0.finished.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
+
+    fn next_roll_ms(&self) -> Option<i64> {
+        None
+    }
+
+    fn roll(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[test]

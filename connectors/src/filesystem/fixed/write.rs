@@ -61,6 +61,10 @@ impl FileEncoder for FixedEncoder {
         0
     }
 
+    fn pending_bytes(&self) -> usize {
+        0
+    }
+
     fn relieve(&mut self) -> EncodeResult<()> {
         Ok(())
     }

@@ -33,8 +33,10 @@ struct State {
     /// Folders that this job made, parents first.
     made: Vec<PathBuf>,
     opened: usize,
-    /// Final names of completed files, relative to the target.
+    /// Final names of completed files that are still staged, relative to the target.
     complete: Vec<String>,
+    /// How many have got their final names ahead of the others.
+    published: usize,
     ended: bool,
 }
 
@@ -155,10 +157,28 @@ impl Storage for LocalStorage {
         }
     }
 
+    fn publish_file(&self, name: &str) -> Result<()> {
+        let mut state = self.state.lock();
+        let complete = state.complete.iter().position(|complete| complete == name);
+        let (Some(place), Some(staging)) = (complete, state.staging.clone()) else {
+            return Err(EngineError::Internal(format!(
+                "{} is not complete",
+                self.describe(name)
+            )));
+        };
+        let path = self.publish_one(&staging, name, &mut state.made)?;
+        state.complete.swap_remove(place);
+        state.published += 1;
+        if self.sync {
+            sync_folders(&[path]);
+        }
+        Ok(())
+    }
+
     fn publish(&self) -> Result<()> {
         let mut state = self.state.lock();
         state.ended = true;
-        let unfinished = state.opened - state.complete.len();
+        let unfinished = state.opened - state.published - state.complete.len();
         let mut made = std::mem::take(&mut state.made);
         let mut published = Vec::new();
         let outcome = if unfinished > 0 {
@@ -184,17 +204,8 @@ impl Storage for LocalStorage {
             Self::remove_made(&mut state);
             return outcome;
         }
-        if !self.sync {
-            return Ok(());
-        }
-        // The names are safe when their folders are.
-        let mut folders: Vec<&Path> = published.iter().filter_map(|path| path.parent()).collect();
-        folders.sort();
-        folders.dedup();
-        for folder in folders {
-            if let Ok(folder) = File::open(folder) {
-                let _ = folder.sync_all();
-            }
+        if self.sync {
+            sync_folders(&published);
         }
         Ok(())
     }
@@ -248,6 +259,18 @@ fn failed(path: &Path, source: io::Error) -> EngineError {
     EngineError::Io {
         path: path.display().to_string(),
         source,
+    }
+}
+
+/// The names of files are safe when their folders are.
+fn sync_folders(files: &[PathBuf]) {
+    let mut folders: Vec<&Path> = files.iter().filter_map(|path| path.parent()).collect();
+    folders.sort();
+    folders.dedup();
+    for folder in folders {
+        if let Ok(folder) = File::open(folder) {
+            let _ = folder.sync_all();
+        }
     }
 }
 

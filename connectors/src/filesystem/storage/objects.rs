@@ -38,10 +38,20 @@ pub(crate) struct ObjectStorage {
 struct State {
     taken: BTreeSet<Path>,
     opened: usize,
-    complete: Vec<(Path, WriteMultipart)>,
+    complete: Vec<Complete>,
+    /// How many have been shown ahead of the others.
+    published: usize,
     /// Uploads whose writers gave up: to be aborted.
     dropped: Vec<WriteMultipart>,
     ended: bool,
+}
+
+/// A file of which all parts have arrived.
+struct Complete {
+    /// As it was asked for.
+    name: String,
+    key: Path,
+    upload: WriteMultipart,
 }
 
 impl std::fmt::Debug for State {
@@ -129,6 +139,7 @@ impl Storage for ObjectStorage {
         self.state.lock().opened += 1;
         Ok(Box::new(ObjectFile {
             upload: Some(WriteMultipart::new_with_chunk_size(upload, PART_BYTES)),
+            name: name.to_string(),
             key,
             io: self.io.clone(),
             state: Arc::clone(&self.state),
@@ -153,11 +164,30 @@ impl Storage for ObjectStorage {
         Ok(first.map_err(|e| self.failed(&self.prefix, e))?.is_none())
     }
 
+    fn publish_file(&self, name: &str) -> Result<()> {
+        let complete = {
+            let mut state = self.state.lock();
+            let place = state.complete.iter().position(|complete| complete.name == name);
+            state.published += usize::from(place.is_some());
+            place.map(|place| state.complete.swap_remove(place))
+        };
+        let Some(Complete { key, upload, .. }) = complete else {
+            return Err(EngineError::Internal(format!(
+                "{} is not complete",
+                self.describe(name)
+            )));
+        };
+        match wait(&self.io, upload.finish()) {
+            Ok(_) => Ok(()),
+            Err(e) => Err(self.failed(key.as_ref(), e)),
+        }
+    }
+
     fn publish(&self) -> Result<()> {
         let (uploads, unfinished) = {
             let mut state = self.state.lock();
             state.ended = true;
-            let unfinished = state.opened - state.complete.len();
+            let unfinished = state.opened - state.published - state.complete.len();
             (std::mem::take(&mut state.complete), unfinished)
         };
         let mut published: Vec<Path> = Vec::new();
@@ -170,7 +200,7 @@ impl Storage for ObjectStorage {
             )));
         }
         while outcome.is_ok() {
-            let Some((key, upload)) = uploads.next() else {
+            let Some(Complete { key, upload, .. }) = uploads.next() else {
                 return Ok(());
             };
             match wait(&self.io, upload.finish()) {
@@ -179,7 +209,7 @@ impl Storage for ObjectStorage {
             }
         }
         let dropped = std::mem::take(&mut self.state.lock().dropped);
-        self.abort_uploads(uploads.map(|(_, upload)| upload).chain(dropped).collect());
+        self.abort_uploads(uploads.map(|complete| complete.upload).chain(dropped).collect());
         for key in published {
             let (store, at) = (Arc::clone(&self.store), key.clone());
             if let Err(e) = wait(&self.io, async move { store.delete(&at).await }) {
@@ -195,7 +225,7 @@ impl Storage for ObjectStorage {
             state.ended = true;
             let complete = std::mem::take(&mut state.complete)
                 .into_iter()
-                .map(|(_, upload)| upload);
+                .map(|complete| complete.upload);
             let mut uploads: Vec<WriteMultipart> = complete.collect();
             uploads.append(&mut state.dropped);
             uploads
@@ -215,6 +245,7 @@ impl Drop for ObjectStorage {
 struct ObjectFile {
     /// Taken when the file is complete.
     upload: Option<WriteMultipart>,
+    name: String,
     key: Path,
     io: Handle,
     state: Arc<Mutex<State>>,
@@ -256,7 +287,12 @@ impl StagedFile for ObjectFile {
         // A part that failed is an error of this writer, not of the commit.
         self.wait_for_parts(0)?;
         if let Some(upload) = self.upload.take() {
-            self.state.lock().complete.push((self.key.clone(), upload));
+            let complete = Complete {
+                name: std::mem::take(&mut self.name),
+                key: self.key.clone(),
+                upload,
+            };
+            self.state.lock().complete.push(complete);
         }
         Ok(())
     }
