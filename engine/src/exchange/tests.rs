@@ -266,16 +266,30 @@ fn a_gate_is_idle_while_all_its_open_channels_are() {
 fn latency_markers_stay_behind_the_rows_that_were_before_them() {
     let (mut gate, inlets, _) = live(&[0], 1 << 20);
     let clock = Arc::new(ManualClock::default());
-    let senders = inlets.into_iter().map(|inlet| Box::new(inlet) as Box<dyn ChannelSender>);
+    let senders = inlets
+        .into_iter()
+        .map(|inlet| Box::new(inlet) as Box<dyn ChannelSender>);
     let one = Partitioner::new(&Partitioning::Global, 0, 1).unwrap();
-    let mut out = OutputGate::new(one, senders.collect(), (100, 1 << 20), BufferTimeout::from_ms(5), clock.clone());
+    let mut out = OutputGate::new(
+        one,
+        senders.collect(),
+        (100, 1 << 20),
+        BufferTimeout::from_ms(5),
+        clock.clone(),
+    );
     let marker = |sent_ns| LatencyMarker { vertex: 3, sent_ns };
     out.latency(marker(1)).unwrap();
     out.collect(batch([1])).unwrap();
     out.latency(marker(2)).unwrap();
     let mut next = || gate.next(ReadNext::Any, Some(Duration::ZERO)).unwrap();
-    assert!(matches!(next(), GateEvent::Latency(first) if first == marker(1)), "nothing was held");
-    assert!(matches!(next(), GateEvent::Pending), "the row is held back, and the marker with it");
+    assert!(
+        matches!(next(), GateEvent::Latency(first) if first == marker(1)),
+        "nothing was held"
+    );
+    assert!(
+        matches!(next(), GateEvent::Pending),
+        "the row is held back, and the marker with it"
+    );
     clock.advance(Duration::from_millis(5));
     out.flush_due().unwrap();
     assert!(matches!(next(), GateEvent::Batch(0, rows) if rows.num_rows() == 1));

@@ -103,7 +103,7 @@ impl<'s> Lowering<'s> {
                 let stream = self.table_scan(scan).await?;
                 if is_changelog(&stream.schema) {
                     return Err(EngineError::Plan(format!(
-                        "the table '{}' is a changelog, which only streaming mode can read;                          SET 'execution.runtime-mode' = 'streaming'",
+                        "the table '{}' is a changelog, which only streaming mode can read; SET 'execution.runtime-mode' = 'streaming'",
                         scan.table_name
                     )));
                 }

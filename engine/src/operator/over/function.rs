@@ -5,10 +5,9 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Decimal128Type, Float64Type, Int64Type, UInt64Type};
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 
-use super::fold::{
-    Additive, Count, DecimalAverage, Extreme, FloatAverage, Fold, Folded, OverFunction, Running, Sum, TwoStacks, Undo,
-};
+use super::fold::{Count, DecimalAverage, Extreme, FloatAverage, Fold, Folded, OverFunction, Sum, Undo};
 use super::general::General;
+use super::keep::{Additive, Running, TwoStacks};
 
 /// `function` of arguments of these types with results of type `result`, over frames that rows leave, or not.
 pub(super) fn over_function(

@@ -13,6 +13,7 @@
 mod fold;
 mod function;
 mod general;
+mod keep;
 mod partitions;
 mod steps;
 #[cfg(test)]

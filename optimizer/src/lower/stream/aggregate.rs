@@ -193,7 +193,13 @@ impl Lowering<'_> {
             properties.clone(),
             Arc::clone(&results),
         )?;
-        self.in_logical_order(aggregate, flow, &places, &properties)
+        self.in_logical_order(
+            aggregate,
+            flow,
+            &places,
+            &properties,
+            matches!(time, WindowTime::Event(_)),
+        )
     }
 
     /// Functions whose result depends on an order of the rows have none on a stream.
@@ -348,6 +354,7 @@ impl Lowering<'_> {
         mut flow: Flow,
         places: &[std::result::Result<usize, usize>],
         properties: &[WindowProperty],
+        event_time: bool,
     ) -> Result<Flow> {
         let schema = Arc::clone(&flow.stream.schema);
         let keys = places.iter().filter(|place| place.is_ok()).count();
@@ -370,12 +377,13 @@ impl Lowering<'_> {
                 .unwrap_or(0),
         };
         flow.proctimes.clear();
-        flow.rowtimes = [WindowProperty::Time, WindowProperty::End]
+        // Watermarks say nothing of windows of processing time.
+        let times = [WindowProperty::Time, WindowProperty::End]
             .into_iter()
-            .filter_map(position)
-            .collect();
+            .filter(|_| event_time);
+        flow.rowtimes = times.filter_map(position).collect();
         // Only a window's true end tells when it is complete.
-        flow.window = position(WindowProperty::End).map(|_| bounds);
+        flow.window = position(WindowProperty::End).filter(|_| event_time).map(|_| bounds);
         let outputs: Vec<Physical> = places
             .iter()
             .map(at)

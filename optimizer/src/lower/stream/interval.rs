@@ -16,10 +16,18 @@ pub(super) struct Interval {
     pub(super) processing: bool,
 }
 
+/// What one condition says: `left + lower_ms <= right`, `right <= left + upper_ms`.
+struct Bound {
+    left: usize,
+    right: usize,
+    processing: bool,
+    lower_ms: Option<i64>,
+    upper_ms: Option<i64>,
+}
+
 /// The interval that a join's condition implies, when it bounds both sides. The condition itself stays to be checked: it
 /// may be stricter.
 pub(super) fn interval_of(join: &Join, left: &Flow, right: &Flow) -> Option<Interval> {
-    let width = left.width();
     let place = |column: &Column| -> Option<(bool, usize)> {
         if let Some(index) = join.left.schema().maybe_index_of_column(column) {
             return Some((true, index));
@@ -29,12 +37,11 @@ pub(super) fn interval_of(join: &Join, left: &Flow, right: &Flow) -> Option<Inte
             .maybe_index_of_column(column)
             .map(|index| (false, index))
     };
-    let _ = width;
     let is_time = |(on_left, index): (bool, usize)| {
         let flow = if on_left { left } else { right };
         (flow.rowtimes.contains(&index), flow.proctimes.contains(&index))
     };
-    let mut bounds: Vec<(usize, usize, bool, Option<i64>, Option<i64>)> = Vec::new();
+    let mut bounds: Vec<Bound> = Vec::new();
     let mut note = |a: (Column, i64), b: (Column, i64), op: Operator| -> Option<()> {
         let (a_place, b_place) = (place(&a.0)?, place(&b.0)?);
         if a_place.0 == b_place.0 {
@@ -48,7 +55,8 @@ pub(super) fn interval_of(join: &Join, left: &Flow, right: &Flow) -> Option<Inte
         };
         let ((l_event, l_proc), (r_event, r_proc)) = (is_time((true, l.0)), is_time((false, r.0)));
         let processing = l_proc && r_proc;
-        if !processing && !(l_event && r_event) {
+        let event = l_event && r_event;
+        if !processing && !event {
             return None;
         }
         // left + a op right + b, that is right op' left + (a - b).
@@ -59,7 +67,13 @@ pub(super) fn interval_of(join: &Join, left: &Flow, right: &Flow) -> Option<Inte
             Operator::Eq => (Some(distance), Some(distance)),
             _ => return None,
         };
-        bounds.push((l.0, r.0, processing, lower, upper));
+        bounds.push(Bound {
+            left: l.0,
+            right: r.0,
+            processing,
+            lower_ms: lower,
+            upper_ms: upper,
+        });
         Some(())
     };
     for (l, r) in &join.on {
@@ -74,17 +88,17 @@ pub(super) fn interval_of(join: &Join, left: &Flow, right: &Flow) -> Option<Inte
             note(a, b, binary.op);
         }
     }
-    let pairs = bounds.iter().map(|(l, r, processing, ..)| (*l, *r, *processing));
-    pairs.clone().find_map(|(l, r, processing)| {
-        let same = bounds.iter().filter(|bound| (bound.0, bound.1) == (l, r));
-        let lower_ms = same.clone().filter_map(|bound| bound.3).max()?;
-        let upper_ms = same.filter_map(|bound| bound.4).min()?;
+    bounds.iter().find_map(|pair| {
+        let same = || {
+            let of_pair = |bound: &&Bound| (bound.left, bound.right) == (pair.left, pair.right);
+            bounds.iter().filter(of_pair)
+        };
         Some(Interval {
-            left: l,
-            right: r,
-            lower_ms,
-            upper_ms,
-            processing,
+            left: pair.left,
+            right: pair.right,
+            lower_ms: same().filter_map(|bound| bound.lower_ms).max()?,
+            upper_ms: same().filter_map(|bound| bound.upper_ms).min()?,
+            processing: pair.processing,
         })
     })
 }

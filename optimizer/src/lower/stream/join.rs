@@ -207,7 +207,20 @@ impl Lowering<'_> {
             filter: sides.filter.clone(),
             schema: SchemaSpec(Arc::clone(&output)),
         });
-        Ok(self.meet(&sides, operator, output, true))
+        let mut flow = self.meet(&sides, operator, output, true);
+        // The operator holds the watermark back by as much as pairs come late; padded sides have no time.
+        let (left, right) = (&sides.left.rowtimes, &sides.right.rowtimes);
+        let width = sides.left.width();
+        flow.rowtimes = match sides.join_type {
+            JoinType::Inner => left
+                .iter()
+                .copied()
+                .chain(right.iter().map(|time| width + time))
+                .collect(),
+            JoinType::Full => Vec::new(),
+            _ => left.clone(),
+        };
+        Ok(flow)
     }
 
     fn temporal_join(

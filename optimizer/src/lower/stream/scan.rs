@@ -162,7 +162,8 @@ impl Lowering<'_> {
         output.stream = self.chain(flow.stream, operator, schema);
         output.stream.ordering.clear();
         output.keys.clear();
-        output.window = Some(WindowColumns {
+        // Watermarks say nothing of windows of processing time.
+        output.window = matches!(time, WindowTime::Event(_)).then_some(WindowColumns {
             start: Some(width),
             end: width + 1,
         });
