@@ -6,6 +6,8 @@
 mod batch_equals_streaming;
 mod cases;
 mod changelog;
+mod debezium;
 mod explain;
 mod late;
 mod nexmark;
+mod rolling;
