@@ -6,7 +6,9 @@
 mod batch_equals_streaming;
 mod cases;
 mod changelog;
+mod debezium;
 mod explain;
 mod late;
 mod nexmark;
 mod random;
+mod rolling;

@@ -472,10 +472,8 @@ fn a_sink_commits_once_when_all_have_finished_and_aborts_once_otherwise() {
     for (fails, cancelled) in [(false, false), (true, false), (false, true)] {
         let mut process = process();
         let sink = Arc::new(TestSink::default());
-        process
-            .environment
-            .sinks
-            .insert("test".into(), Arc::new(TestConnector(Arc::clone(&sink))));
+        let connector = Arc::new(TestConnector(Arc::clone(&sink)));
+        process.environment.sinks.insert("test".into(), connector);
         let spec = SinkSpec {
             connector: "test".into(),
             options: Default::default(),
