@@ -204,7 +204,7 @@ fn slices_say_what_buffers_say_in_processing_time() {
     ] {
         for parallelism in PARALLELISMS {
             let builder = session(parallelism).stream();
-            let stream = source_in(&builder, &[batches.clone()], 0);
+            let stream = source_in(&builder, std::slice::from_ref(&batches), 0);
             let keyed = stream.key_by(&["key"]).unwrap();
             let windowed = || keyed.window(assigner.clone().processing_time());
             let told = |windowed: WindowedStream| {
@@ -321,6 +321,44 @@ fn several_producers_have_a_partial_aggregation_each() {
         text.contains("uid=counts") && text.contains("uid=counts/partial-1"),
         "{text}"
     );
+}
+
+/// Late rows of one key are counted one by one, though they would be one state.
+#[test]
+fn late_rows_are_counted_in_two_steps_too() {
+    for parallelism in PARALLELISMS {
+        let session = session(parallelism);
+        session
+            .execute("CREATE TABLE nowhere (k BIGINT, s BIGINT) WITH ('connector' = 'blackhole')")
+            .unwrap();
+        let builder = session.stream();
+        let row = |value, time| Row { key: 1, value, time };
+        let batches = vec![
+            vec![row(1, 5), row(2, 100)],
+            vec![row(3, 5), row(4, 6), row(5, 7), row(6, 99), row(7, 101)],
+            vec![row(8, 5), row(9, 200)],
+        ];
+        source_in(&builder, &[batches], 0)
+            .key_by(&["key"])
+            .unwrap()
+            .window(WindowAssigner::sliding(ms(20), ms(10)))
+            .aggregate(vec![sum(col("value")).alias("s")])
+            .unwrap()
+            .select(vec![col("key"), col("s")])
+            .unwrap()
+            .sink_to_table("nowhere")
+            .unwrap();
+        let graph = builder.job_graph("late").unwrap();
+        let job = builder.start("late").unwrap();
+        let metrics = job.metrics();
+        job.wait().unwrap();
+        let places = graph.vertices.iter().enumerate();
+        let places = places.flat_map(|(id, vertex)| (0..vertex.chain.len()).map(move |place| (id, place)));
+        // 99 is late for one of its two windows only.
+        let late: u64 = places.map(|(id, place)| metrics.operator(id, place).late_rows).sum();
+        assert_eq!(late, 4, "at parallelism {parallelism}");
+        session.execute("DROP TABLE nowhere").unwrap();
+    }
 }
 
 #[test]

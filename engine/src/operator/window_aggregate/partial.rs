@@ -13,6 +13,7 @@ use datafusion::error::DataFusionError;
 use super::cut::{Rows, Selection, cut};
 use super::intake::{Intake, SLICE_END_COLUMN, key_types, slicing_of};
 use super::output::{Bounds, Output};
+use super::slicing::Slicing;
 use super::table::Table;
 use crate::data::{Batch, EngineError, Result, Watermark};
 use crate::operator::aggregate::accumulators::{Accumulators, Take};
@@ -42,6 +43,10 @@ enum Adaptive {
 /// Aggregates per slice.
 pub(super) struct Partial {
     intake: Intake,
+    slicing: Slicing,
+    lateness_ms: i64,
+    /// Windows that end here or before may be complete.
+    done: Option<i64>,
     template: Table,
     open: BTreeMap<i64, Table>,
     output: Output,
@@ -74,6 +79,9 @@ impl Partial {
         let slice_type = field.data_type().clone();
         Ok(Self {
             intake,
+            slicing,
+            lateness_ms: spec.emit.map_or(0, |emit| emit.allowed_lateness_ms),
+            done: None,
             template: Table::new(key_types(&spec), accumulators)?,
             open: BTreeMap::new(),
             output: Output::new(spec.schema.0, vec![WindowProperty::End], first)?,
@@ -94,13 +102,13 @@ impl Partial {
             if *left == 0 {
                 self.adaptive = Adaptive::Grouping { rows: 0, released: 0 };
             }
-            self.pass(rows, &numbers, cx, out)?;
+            self.pass(&rows, self.intake.of.ends(&numbers), cx, out)?;
             return self.output.flush(out);
         }
         for (slice_end, selection) in cut(&numbers, self.intake.of, |_| true).slices {
             match selection {
-                Selection::All => self.take_rows(slice_end, &rows)?,
-                part => self.take_rows(slice_end, &rows.select(&part)?)?,
+                Selection::All => self.take(slice_end, &rows, cx, out)?,
+                part => self.take(slice_end, &rows.select(&part)?, cx, out)?,
             }
         }
         self.adapt(&rows, cx, out)?;
@@ -110,6 +118,18 @@ impl Partial {
             self.release(i64::MAX, cx, out)?;
         }
         Ok(())
+    }
+
+    fn take(&mut self, slice_end: i64, rows: &Rows, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+        let last = self.slicing.last_window_end(slice_end).saturating_add(self.lateness_ms);
+        if self.done.is_none_or(|done| last > done) {
+            return self.take_rows(slice_end, rows);
+        }
+        // What is late is dropped behind the exchange, and counted row by row.
+        match self.pass(rows, vec![slice_end; rows.count], cx, out) {
+            Err(EngineError::DataFusion(DataFusionError::NotImplemented(_))) => self.take_rows(slice_end, rows),
+            passed => passed,
+        }
     }
 
     fn take_rows(&mut self, slice_end: i64, rows: &Rows) -> Result<()> {
@@ -159,13 +179,13 @@ impl Partial {
     }
 
     /// Hands on each row as a state.
-    fn pass(&mut self, rows: Rows, numbers: &[i64], cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+    fn pass(&mut self, rows: &Rows, ends: Vec<i64>, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         let mut columns = self
             .template
             .keys()
-            .map_or(Ok(Vec::new()), |keys: &GroupTable| keys.declared(rows.keys))?;
+            .map_or(Ok(Vec::new()), |keys: &GroupTable| keys.declared(rows.keys.clone()))?;
         columns.extend(self.template.accumulators().convert(&rows.inputs)?);
-        let ends = PrimitiveArray::<TimestampMillisecondType>::new(self.intake.of.ends(numbers).into(), None);
+        let ends = PrimitiveArray::<TimestampMillisecondType>::new(ends.into(), None);
         columns.push(Arc::new(ends.with_data_type(self.slice_type.clone())));
         self.output.rows(columns, rows.count, cx, out)
     }
@@ -199,7 +219,9 @@ impl Partial {
         cx: &mut Context,
         out: &mut dyn Collector,
     ) -> Result<()> {
-        self.release(watermark.0.saturating_add(1), cx, out)?;
+        let done = watermark.0.saturating_add(1);
+        self.done = self.done.max(Some(done));
+        self.release(done, cx, out)?;
         out.watermark(watermark)
     }
 
