@@ -198,3 +198,11 @@ fn the_comparison_can_fail() {
     assert!(difference(&rows(&[]), &rows(&[("x", 1)])).is_some());
     assert!(difference(&rows(&[("x", 1)]), &rows(&[])).is_some());
 }
+
+/// How a statement fails, with the remedy.
+pub(crate) fn failure(session: &Session, sql: &str) -> String {
+    match run(session, sql) {
+        Ok(result) => panic!("{sql} gave {:?}", result.map(|rows| rows.batches)),
+        Err(error) => format!("{error}; {}", error.remedy().unwrap_or_default()),
+    }
+}
