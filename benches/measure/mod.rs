@@ -35,6 +35,12 @@ static malloc_conf: &[u8] = b"thp:always,percpu_arena:percpu,dirty_decay_ms:1000
 
 /// Runs this benchmark again in a fresh process, with these instead of its unnamed arguments, and reads what it printed.
 pub(crate) fn child_of(free: &[&str]) -> Value {
+    child_with(free, &[])
+}
+
+/// The same with more arguments, which count for those of the same name.
+#[allow(dead_code, reason = "only some benchmarks need it")]
+pub(crate) fn child_with(free: &[&str], more: &[&str]) -> Value {
     let mut named = Vec::new();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -48,6 +54,7 @@ pub(crate) fn child_of(free: &[&str]) -> Value {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(free)
         .args(named)
+        .args(more)
         .arg("--child")
         .output()
         .unwrap();
