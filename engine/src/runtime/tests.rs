@@ -108,7 +108,6 @@ fn collect() -> OperatorSpec {
 fn a() -> ScalarExpr {
     ScalarExpr::column(0, &schema())
 }
-
 fn binary(op: BinaryOperator, value: i64) -> ScalarExpr {
     let literal = Arc::new(Literal::new(ScalarValue::Int64(Some(value))));
     ScalarExpr::new(Arc::new(BinaryExpr::new(a().expr, op, literal)), schema())

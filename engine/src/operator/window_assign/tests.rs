@@ -136,7 +136,7 @@ fn session_model(rows: &[(Option<i32>, i64)], gap_ms: i64, keyed: bool) -> Vec<R
         .iter()
         .map(|(key, time)| {
             let of_key = &windows[&key_of(key)];
-            let window = of_key.iter().find(|w| w.0 <= *time && *time <= w.1).unwrap();
+            let window = of_key.iter().find(|w| w.0 <= *time && *time < w.1).unwrap();
             (*key, *time, window.0, window.1)
         })
         .collect();

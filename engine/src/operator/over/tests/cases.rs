@@ -272,7 +272,7 @@ fn own_code_and_datafusions_agree_on_every_type() {
             let function = Arc::new(function);
             let result = function.field().data_type().clone();
             for bound in [None, Some(Bound::Rows(2)), Some(Bound::Time(3))] {
-                let mut own = over_function(&function, &[data_type.clone()], &result, bound.is_some());
+                let mut own = over_function(&function, std::slice::from_ref(&data_type), &result, bound.is_some());
                 let mut general = general::General::new(Arc::clone(&function), result.clone(), bound.is_some());
                 let groups = [0, 1, 0, 0, 1, 1, 1, 1, 1, 0, 1];
                 let times: Vec<i64> = (0..11).collect();
