@@ -67,9 +67,9 @@ fn settings_are_set_shown_and_checked() {
     done(&session, "RESET 'parallelism.default'");
     done(&session, "SET datafusion.sql_parser.enable_ident_normalization = false");
     assert_eq!(lines(&session, "SELECT A FROM (VALUES (1)) v(\"A\")"), ["1"]);
-    let (cause, remedy) = failure(&session, "SET 'execution.runtime-mode' = 'streaming'");
-    assert_eq!(cause, "cannot set 'execution.runtime-mode' to 'streaming'");
-    assert_eq!(remedy, "this version runs bounded input in batch mode only");
+    let (cause, remedy) = failure(&session, "SET 'execution.runtime-mode' = 'continuous'");
+    assert_eq!(cause, "cannot set 'execution.runtime-mode' to 'continuous'");
+    assert_eq!(remedy, "expected batch, streaming or automatic");
 }
 
 #[test]
