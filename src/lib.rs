@@ -16,6 +16,7 @@ mod config;
 mod ddl;
 mod error;
 mod explain;
+mod json_value;
 mod large_stack;
 mod launch;
 mod local_store;

@@ -27,6 +27,7 @@ use url::Url;
 
 use crate::config::SessionConfig;
 use crate::error::{Error, Result};
+use crate::json_value::json_value;
 use crate::large_stack::on_large_stack;
 use crate::local_store::PooledLocalFileSystem;
 use crate::proctime::proctime;
@@ -116,6 +117,7 @@ impl Session {
             .build();
         let clock = Arc::new(SystemClock::new());
         let context = SessionContext::new_with_state(state).enable_url_table();
+        context.register_udf(json_value());
         context.register_udf(proctime(Arc::clone(&clock) as _));
         let pool = SegmentPool::new((config.memory_bytes / IDLE_SEGMENTS_IN_BUDGET).min(IDLE_SEGMENT_BYTES_MAX));
         if let Ok(root) = Url::parse("file://") {
