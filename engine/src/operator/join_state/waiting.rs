@@ -71,6 +71,11 @@ impl Waiting {
         self.bytes + self.pieces.capacity() * size_of::<Piece>()
     }
 
+    /// Whether no row waits.
+    pub(in crate::operator) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
     /// Takes rows with the times that they wait for.
     ///
     /// # Errors

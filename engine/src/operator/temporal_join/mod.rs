@@ -191,7 +191,7 @@ impl Operator for TemporalJoin {
         if self.ended == [true; 2] {
             self.reach(i64::MAX, cx, out)?;
         }
-        if self.ended[0] {
+        if self.ended[0] && self.waiting[0].is_empty() {
             // Nobody asks for versions any more; those that wait are dropped with the last watermark.
             self.sweep.store.clear();
         }

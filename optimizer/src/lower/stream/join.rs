@@ -47,7 +47,11 @@ impl Lowering<'_> {
             ));
         }
         let left = self.flow(&join.left).await?;
-        let right = self.flow(&join.right).await?;
+        let right = if join.filter.as_ref().and_then(split_temporal).is_some() {
+            self.flow_apart(&join.right).await?
+        } else {
+            self.flow(&join.right).await?
+        };
         if let Some((time, rest)) = join.filter.as_ref().and_then(split_temporal) {
             return match join.join_type {
                 JoinType::Inner | JoinType::Left => self.temporal_join(join, left, right, &time, rest.as_ref()),

@@ -78,6 +78,15 @@ impl Lowering<'_> {
         Ok(flow)
     }
 
+    /// Lowers a subtree for itself, even if it occurs elsewhere. A lookup table is read to its end before the other side of
+    /// its join: a scan that fed both would wait for itself.
+    async fn flow_apart(&mut self, node: &LogicalPlan) -> Result<Flow> {
+        let repeated = std::mem::take(&mut self.streaming.repeated);
+        let flow = self.flow(node).await;
+        self.streaming.repeated = repeated;
+        flow
+    }
+
     async fn lower_stream_node(&mut self, node: &LogicalPlan) -> Result<Flow> {
         match node {
             LogicalPlan::TableScan(scan) => self.stream_scan(scan).await,
