@@ -9,6 +9,7 @@ mod changelog;
 mod debezium;
 mod explain;
 mod late;
+mod lookup;
 mod nexmark;
 mod random;
 mod rolling;
