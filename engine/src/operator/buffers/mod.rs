@@ -4,7 +4,7 @@
 //! A window lives for one key and one span of time. Rows are put into their windows one after the other, and the trigger
 //! sees each of them, so that what fires, and with which rows, is what a row-at-a-time engine would give. What is done
 //! once per micro-batch is everything else: keys are numbered, times and expressions are computed for whole columns, and
-//! the firings of all windows are evaluated together ([`function`]).
+//! the firings of all windows are evaluated together (`function`).
 //!
 //! - [`Assigner`] says which windows a row is in; windows that overlap may merge (sessions).
 //! - [`Trigger`] says when a window fires, and whether it then forgets its rows.
@@ -19,9 +19,9 @@
 //! Where this is not Flink: a continuous trigger does not fire again when nothing has come since; sessions do not merge when
 //! the silence between them is exactly the gap; nothing is lost at the end of the input.
 //!
-//! **State.** A snapshot consists of the stored columns with their times ([`rows`]), per window its key, bounds, flags,
-//! row places and the trigger's numbers ([`table`]), where results are taken back the rows of the last one, and the
-//! times asked for ([`timers`]). The keys are among the stored columns, so that it splits by key group.
+//! **State.** A snapshot consists of the stored columns with their times (`rows`), per window its key, bounds, flags,
+//! row places and the trigger's numbers (`table`), where results are taken back the rows of the last one, and the
+//! times asked for (`timers`). The keys are among the stored columns, so that it splits by key group.
 
 mod assigner;
 mod evictor;

@@ -48,7 +48,7 @@ pub struct TriggerContext<'a> {
     pub time_ms: i64,
     /// The row's place in `inputs`.
     pub row: usize,
-    /// What [`Trigger::inputs`] asked for, over the batch of the row; nothing when there is no row.
+    /// What [`TriggerTraits`] asked for, over the batch of the row; nothing when there is no row.
     pub inputs: &'a [ArrayRef],
     /// How far event time has come.
     pub watermark_ms: i64,
@@ -58,7 +58,7 @@ pub struct TriggerContext<'a> {
     pub cleanup_ms: i64,
     /// How many rows the window holds.
     pub rows: usize,
-    /// What the trigger remembers, [`Trigger::words`] numbers, 0 at first.
+    /// What the trigger remembers, as many as its `TriggerTraits` say, numbers, 0 at first.
     pub state: &'a mut [i64],
     pub(super) requests: &'a mut Requests,
 }
@@ -106,7 +106,7 @@ pub trait Trigger: Debug + Send + Sync {
     /// When the row's inputs are not what they should be.
     fn on_element(&self, cx: &mut TriggerContext<'_>) -> Result<TriggerResult>;
 
-    /// A row is about to be added; only asked when [`Self::looks_ahead`].
+    /// A row is about to be added; only asked when its `TriggerTraits` say that it looks ahead.
     ///
     /// # Errors
     /// As for `on_element`.
@@ -125,7 +125,7 @@ pub trait Trigger: Debug + Send + Sync {
     }
 
     /// The window has swallowed others, whose memories are `others`; the times that any of them asked for are
-    /// forgotten. A trigger that [`Self::merges`] not is never asked.
+    /// forgotten. A trigger that does not merge is never asked.
     fn on_merge(&self, _cx: &mut TriggerContext<'_>, _others: &[Vec<i64>]) {}
 
     /// What the trigger is made of: properties that the operator asks for once.

@@ -7,7 +7,7 @@
 //! Keys are dense numbers. A key of which no state and no timer is left is forgotten, and its number given to another:
 //! a number is good for the time of one call only.
 //!
-//! **State.** A snapshot consists of the keys, each declared state as a column by key ([`state`]), and the times asked
+//! **State.** A snapshot consists of the keys, each declared state as a column by key (`state`), and the times asked
 //! for with their keys.
 
 mod record;
