@@ -77,6 +77,7 @@ impl Session {
                 .into_iter()
                 .map(|sink| (sink.name().to_string(), sink))
                 .collect(),
+            sources: None,
             diagnosis: Some(Arc::new(ScanDoctor {
                 io: self.inner.io.handle().clone(),
             })),
@@ -98,6 +99,7 @@ impl Session {
             runtime: Arc::clone(self.state().runtime_env()),
             clock: Arc::clone(&self.inner.clock) as _,
             endless: false,
+            checkpointed: None,
         }
     }
 }

@@ -41,6 +41,7 @@ fn prepare(context: &SessionContext, spec: &SinkSpec) -> Result<Arc<dyn Prepared
         runtime: context.runtime_env(),
         clock: Arc::new(SystemClock::new()),
         endless: false,
+        checkpointed: None,
     };
     FileSinkConnector.prepare(spec, &job)
 }

@@ -21,6 +21,26 @@ impl Watermark {
 pub struct Barrier {
     /// The checkpoint's number, rising.
     pub id: u64,
+    /// The complete checkpoint on which it may build; see [`crate::state::SnapshotRequest`].
+    pub since: Option<u64>,
+    /// How the channels of a subtask wait for each other.
+    pub alignment: Alignment,
+    /// Whether the sources say nothing after it: the job ends with this savepoint.
+    pub stops: bool,
+}
+
+/// How a subtask with several channels takes a barrier that has come on one of them (Flink paper, section 3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alignment {
+    /// The channel waits for the others. After so many milliseconds the barrier overtakes the rows that are under way.
+    Aligned {
+        /// `None`: it waits however long it takes.
+        timeout_ms: Option<u64>,
+    },
+    /// The barrier overtakes the rows that are under way, which become part of the snapshot.
+    Unaligned,
+    /// No channel waits: rows may count twice after a failure.
+    AtLeastOnce,
 }
 
 /// Sent along with the rows now and then: how long one takes from its source to a sink. It overtakes no row, but does

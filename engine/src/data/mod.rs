@@ -10,7 +10,7 @@ mod views;
 
 pub(crate) use canonical::{canonical_floats, has_nested_float};
 pub(crate) use coalescer::Coalescer;
-pub use element::{Barrier, Element, LatencyMarker, Watermark, batch_bytes};
+pub use element::{Alignment, Barrier, Element, LatencyMarker, Watermark, batch_bytes};
 pub use error::{EngineError, Result};
 pub use hash::{hash_rows, key_group, subtask_of_hash};
 pub use row_kind::{ROW_KIND_COLUMN, RowKind, is_changelog, split_row_kind, with_row_kind, without_row_kind};

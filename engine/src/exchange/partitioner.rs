@@ -9,8 +9,7 @@ use arrow::row::{OwnedRow, RowConverter, SortField};
 use crate::data::{Batch, EngineError, Result, hash_rows, subtask_of_hash};
 use crate::plan::{Partitioning, ScalarExpr, SortKey};
 
-/// Number of key groups: the most subtasks that a keyed vertex can ever have.
-pub const MAX_PARALLELISM: u32 = 128;
+pub use crate::state::MAX_PARALLELISM;
 
 /// Splits batches over the channels of one producing subtask.
 pub enum Partitioner {

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use thalweg_memory::{MemoryManager, SpillDirectory};
 
 use super::*;
-use crate::data::{Barrier, Batch, EngineError, LatencyMarker, Watermark};
+use crate::data::{Alignment, Barrier, Batch, EngineError, LatencyMarker, Watermark};
 use crate::plan::{Partitioning, ScalarExpr, SortKey};
 use crate::time::ManualClock;
 
@@ -299,7 +299,7 @@ fn latency_markers_stay_behind_the_rows_that_were_before_them() {
 #[test]
 fn barriers_are_aligned_and_no_row_passes_them() {
     let (mut gate, mut inlets, _) = live(&[0, 1], 1 << 20);
-    inlets[0].send(Element::Barrier(Barrier { id: 1 })).unwrap();
+    inlets[0].send(Element::Barrier(barrier(1))).unwrap();
     inlets[0].send(Element::Batch(batch([2]))).unwrap();
     inlets[1].send(Element::Batch(batch([1]))).unwrap();
     let mut next = || gate.next(ReadNext::Any, Some(Duration::ZERO)).unwrap();
@@ -308,14 +308,14 @@ fn barriers_are_aligned_and_no_row_passes_them() {
         matches!(next(), GateEvent::Pending),
         "channel 0 waits behind its barrier"
     );
-    inlets[1].send(Element::Barrier(Barrier { id: 1 })).unwrap();
-    assert!(matches!(next(), GateEvent::Barrier(Barrier { id: 1 })));
+    inlets[1].send(Element::Barrier(barrier(1))).unwrap();
+    assert!(matches!(next(), GateEvent::Barrier(Barrier { id: 1, .. })));
     assert!(matches!(next(), GateEvent::Batch(0, _)));
-    inlets[0].send(Element::Barrier(Barrier { id: 2 })).unwrap();
+    inlets[0].send(Element::Barrier(barrier(2))).unwrap();
     inlets[1].send(Element::EndOfInput).unwrap();
     assert!(matches!(next(), GateEvent::End(1)));
     assert!(
-        matches!(next(), GateEvent::Barrier(Barrier { id: 2 })),
+        matches!(next(), GateEvent::Barrier(Barrier { id: 2, .. })),
         "an ended channel does not hold a barrier up"
     );
 }
@@ -428,5 +428,14 @@ fn a_blocking_channel_can_be_read_twice_from_memory_and_from_disk() {
         assert_eq!(memory.reserved_bytes(), 0);
         drop(spill);
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+}
+
+fn barrier(id: u64) -> Barrier {
+    Barrier {
+        id,
+        since: None,
+        alignment: Alignment::Aligned { timeout_ms: None },
+        stops: false,
     }
 }

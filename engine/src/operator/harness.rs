@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::compute::concat_batches;
+use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::SchemaRef;
 use datafusion::execution::TaskContext;
 use thalweg_memory::{MemoryManager, SpillCompression, SpillDirectory};
 
-use crate::data::{Batch, Result, Watermark};
+use crate::data::{Batch, Result, Watermark, hash_rows, subtask_of_hash};
 use crate::exchange::CancelToken;
 use crate::operator::{Collector, Context, Operator, OperatorMetrics, Port, ReadNext};
+use crate::state::{MAX_PARALLELISM, Restored, Run, Scope, Snapshot, SnapshotRequest, TableSpec};
 use crate::time::{Clock, ManualClock, Timer};
 
 /// What came out of an operator.
@@ -171,4 +172,133 @@ impl<O: Operator> Harness<O> {
         drop(self.runtime);
         Ok(batches)
     }
+}
+
+/// A table as it would be stored.
+pub(crate) struct StoredTable {
+    pub(crate) spec: TableSpec,
+    pub(crate) since: Option<u64>,
+    pub(crate) rows: Vec<Batch>,
+    pub(crate) deleted: Vec<Batch>,
+}
+
+impl<O: Operator> Harness<O> {
+    /// What the operator hands over at barrier `checkpoint`.
+    pub(crate) fn snapshot(&mut self, checkpoint: u64, since: Option<u64>) -> Result<Vec<StoredTable>> {
+        let mut snapshot = Snapshot::new(SnapshotRequest { checkpoint, since });
+        self.operator
+            .snapshot(&mut snapshot, &mut self.context, &mut self.output)?;
+        let tables = snapshot.into_tables().into_iter();
+        tables
+            .map(|table| {
+                let schema = Arc::clone(&table.spec.schema);
+                let rows: Vec<Batch> = table.rows.collect::<Result<_>>()?;
+                assert!(
+                    rows.iter().all(|rows| rows.schema() == schema),
+                    "a table's rows have another schema"
+                );
+                Ok(StoredTable {
+                    rows,
+                    since: table.since,
+                    deleted: table.deleted.map_or(Ok(Vec::new()), Iterator::collect)?,
+                    spec: table.spec,
+                })
+            })
+            .collect()
+    }
+
+    /// Hands the operator what is its, as subtask `subtask` of `parallelism`, of what all subtasks stored: a list of
+    /// checkpoints, oldest first, each with the tables of each subtask. Deltas build on the checkpoint before.
+    pub(crate) fn restore(
+        &mut self,
+        (subtask, parallelism): (usize, usize),
+        checkpoints: &[Vec<Vec<StoredTable>>],
+    ) -> Result<()> {
+        let mut restored = Restored::new("operator under test", checkpoints.len() as u64, subtask, parallelism);
+        (self.context.subtask, self.context.parallelism) = (subtask, parallelism);
+        // A whole table ends the use of what was before.
+        let mut names: Vec<&str> = Vec::new();
+        for tables in checkpoints.iter().flatten() {
+            names.extend(tables.iter().map(|table| table.spec.name.as_str()));
+        }
+        names.sort_unstable();
+        names.dedup();
+        for name in names {
+            let of_name = |checkpoint: &'_ Vec<Vec<StoredTable>>| -> Vec<usize> {
+                (0..checkpoint.len())
+                    .filter(|subtask| checkpoint[*subtask].iter().any(|table| table.spec.name == name))
+                    .collect()
+            };
+            let whole = checkpoints.iter().rposition(|checkpoint| {
+                checkpoint
+                    .iter()
+                    .flatten()
+                    .any(|table| table.spec.name == name && table.since.is_none())
+            });
+            for checkpoint in &checkpoints[whole.unwrap_or(0)..] {
+                let mut rows = Vec::new();
+                let mut deleted = Vec::new();
+                let mut first = None;
+                for subtask in of_name(checkpoint) {
+                    for table in checkpoint[subtask].iter().filter(|table| table.spec.name == name) {
+                        if matches!(table.spec.scope, Scope::Broadcast) && first.is_some() {
+                            continue;
+                        }
+                        rows.extend(table.rows.iter().cloned());
+                        deleted.extend(table.deleted.iter().cloned());
+                        first.get_or_insert(&table.spec);
+                    }
+                }
+                let Some(spec) = first else { continue };
+                restored.add(
+                    name,
+                    Run {
+                        schema: Arc::clone(&spec.schema),
+                        version: spec.version,
+                        rows: Box::new(rows.into_iter().map(Ok)),
+                        deleted: Some(Box::new(deleted.into_iter().map(Ok))),
+                        is_own: false,
+                    },
+                );
+            }
+        }
+        self.operator.restore(&mut restored, &mut self.context)?;
+        let left: Vec<&str> = restored.left().collect();
+        assert!(left.is_empty(), "the operator did not take back {left:?}");
+        Ok(())
+    }
+}
+
+/// `parallelism` new operators that go on where `before` are: a snapshot of each, restored into all.
+pub(crate) fn rescaled<O: Operator>(
+    before: &mut [Harness<O>],
+    parallelism: usize,
+    make: impl Fn() -> O,
+) -> Result<Vec<Harness<O>>> {
+    let stored = before
+        .iter_mut()
+        .map(|harness| harness.snapshot(1, None))
+        .collect::<Result<Vec<_>>>()?;
+    let checkpoints = [stored];
+    (0..parallelism)
+        .map(|subtask| {
+            let mut harness = Harness::new(make());
+            harness.context.streaming = true;
+            harness.restore((subtask, parallelism), &checkpoints)?;
+            Ok(harness)
+        })
+        .collect()
+}
+
+/// Which of `parallelism` subtasks each row goes to by these key columns: as the exchange before the operator does.
+pub(crate) fn parts_of(batch: &Batch, keys: &[usize], parallelism: usize) -> Vec<Batch> {
+    let columns: Vec<_> = keys.iter().map(|key| Arc::clone(batch.column(*key))).collect();
+    let mut hashes = Vec::new();
+    hash_rows(&columns, batch.num_rows(), &mut hashes).unwrap();
+    (0..parallelism)
+        .map(|subtask| {
+            let own = |hash: &u64| Some(subtask_of_hash(*hash, MAX_PARALLELISM, parallelism) == subtask);
+            filter_record_batch(batch, &hashes.iter().map(own).collect()).unwrap()
+        })
+        .collect()
 }

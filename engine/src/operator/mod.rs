@@ -31,6 +31,7 @@ mod scan;
 mod session_assign;
 mod sink;
 mod sort;
+mod split_source;
 mod stream_join;
 mod stream_scan;
 mod stream_sort;
@@ -46,6 +47,7 @@ use std::sync::Arc;
 
 use crate::data::{Batch, EngineError, Result, Watermark};
 use crate::plan::{CustomSpec, Opaque};
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 
 pub use crate::exchange::{Port, ReadNext};
@@ -54,8 +56,9 @@ pub use context::{Context, OperatorMetrics};
 pub use factory::{build_operator, build_range_sort, build_source};
 pub use runtime_filter::RuntimeFilters;
 pub use scan::{Scan, Source, SourceEvent, Splits};
-pub use sink::{PreparedSink, Sink, SinkConnector, SinkJob, SinkWriter};
+pub use sink::{Committable, PreparedSink, Sink, SinkConnector, SinkJob, SinkWriter};
 pub use sort::SharedRuns;
+pub use split_source::{Positioned, SourceResolver, SplitId, SplitReader, SplitSource, SplitStream};
 pub use stream_scan::StreamScan;
 
 /// Where an operator's output goes.
@@ -143,6 +146,25 @@ pub trait Operator: Send {
     /// # Errors
     /// As for `on_batch`.
     fn on_end(&mut self, port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()>;
+
+    /// Hands over what the operator keeps, as tables, at a barrier. Must be quick: columns are shared or copied here, rows are
+    /// made of them later by another thread. Rows handed to `out` still belong before the barrier. An operator without state
+    /// does nothing; one that keeps state and cannot hand it over is not let into a job with checkpoints.
+    ///
+    /// # Errors
+    /// Ends the job, as for `on_batch`.
+    fn snapshot(&mut self, _state: &mut Snapshot, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        Ok(())
+    }
+
+    /// Takes back what `snapshot` handed over: rows of the subtask's key groups, from subtasks of any number. Called at most
+    /// once, before anything else. Event time starts anew: the first watermark is that of the restored sources.
+    ///
+    /// # Errors
+    /// When the state does not fit the operator.
+    fn restore(&mut self, _state: &mut Restored, _cx: &mut Context) -> Result<()> {
+        Ok(())
+    }
 
     /// Which input to read next; asked before each read.
     fn reads_next(&self) -> ReadNext {

@@ -47,7 +47,35 @@ pub trait PreparedSink: Debug + Send + Sync {
 
     /// Removes everything that is staged. What cannot be removed is left and reported to the log.
     fn abort(&self);
+
+    /// Publishes what writers prepared, once the checkpoint that holds it is complete. May be called again with the same
+    /// after a failure, by another process, too: what is published already stays as it is, once. Called from a thread that may
+    /// block, while the writers go on.
+    ///
+    /// # Errors
+    /// When it cannot be published now; the job then fails and tries again after its restart.
+    fn publish(&self, _committables: &[Committable]) -> Result<()> {
+        Ok(())
+    }
+
+    /// The job goes on from a checkpoint, or starts with checkpoints: called before any writer is made, after `publish` of what the
+    /// checkpoint holds. Removes what earlier runs of the same job staged for the same target and never published.
+    ///
+    /// # Errors
+    /// When the target cannot be looked at.
+    fn recover(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether rows appear exactly once when the job goes on from a checkpoint: rows stay hidden until `publish`, or writing
+    /// them again changes nothing.
+    fn is_exactly_once(&self) -> bool {
+        false
+    }
 }
+
+/// What a writer has prepared and nobody sees yet, in the sink's own format: enough to publish it from another process.
+pub type Committable = Vec<u8>;
 
 /// Writes the rows of one subtask. Dropped without `finish` when the job fails.
 pub trait SinkWriter: Send {
@@ -71,6 +99,17 @@ pub trait SinkWriter: Send {
     /// # Errors
     /// As for `write`.
     fn finish(&mut self) -> Result<()>;
+
+    /// A barrier: everything written so far belongs to this checkpoint. Completes it so far that it survives the process, and
+    /// gives what [`PreparedSink::publish`] needs; nothing for a sink that has nothing to hide and only flushes. Called instead of
+    /// `finish` at the end of a job with checkpoints, too. What the last call gave is published before that of this one is.
+    ///
+    /// # Errors
+    /// As for `write`.
+    fn prepare(&mut self, _checkpoint: u64) -> Result<Vec<Committable>> {
+        self.relieve()?;
+        Ok(Vec::new())
+    }
 
     /// The processing time, in milliseconds since the epoch, from which [`Self::roll`] has something to do; `None` while
     /// it has nothing. Asked often.
@@ -96,6 +135,9 @@ pub struct SinkJob {
     pub clock: Arc<dyn Clock>,
     /// Whether the rows come from an input without an end: the commit at the end of the job may never come.
     pub endless: bool,
+    /// The name under which the job goes on after a restart, when it takes checkpoints: then writers `prepare`, the sink
+    /// `publish`es, and neither `finish`, `commit`, `abort` nor `roll` is called.
+    pub checkpointed: Option<String>,
 }
 
 /// The operator around a writer. Emits one row with the count of rows written.

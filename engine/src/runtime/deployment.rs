@@ -62,6 +62,7 @@ impl JobShared {
             runtime: self.environment.task.runtime_env(),
             clock: Arc::clone(&self.environment.clock),
             endless: false,
+            checkpointed: None,
         };
         for (id, vertex) in self.execution.graph.vertices.iter().enumerate() {
             for spec in &vertex.chain {

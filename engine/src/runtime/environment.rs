@@ -12,7 +12,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use thalweg_memory::{MemoryManager, SpillCompression};
 
 use crate::exchange::BufferTimeout;
-use crate::operator::SinkConnector;
+use crate::operator::{SinkConnector, SourceResolver};
 use crate::time::Clock;
 
 /// Explains a failed scan better than the reader that failed: which file, which line.
@@ -34,6 +34,8 @@ pub struct Environment {
     pub task: Arc<TaskContext>,
     /// The sinks by name.
     pub sinks: HashMap<String, Arc<dyn SinkConnector>>,
+    /// Knows which scans can go on from a position.
+    pub sources: Option<Arc<dyn SourceResolver>>,
     /// Explains failed scans.
     pub diagnosis: Option<Arc<dyn ScanDiagnosis>>,
     /// Under which directory jobs spill (`io.tmp.dirs`).

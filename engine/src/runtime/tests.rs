@@ -59,6 +59,7 @@ fn process() -> Process {
         clock: Arc::new(SystemClock::new()),
         task: Arc::new(TaskContext::default()),
         sinks: HashMap::new(),
+        sources: None,
         diagnosis: None,
         spill_parent: spill.path().to_path_buf(),
         spill_compression: thalweg_memory::SpillCompression::None,

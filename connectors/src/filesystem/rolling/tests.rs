@@ -32,6 +32,7 @@ fn sink(
         runtime: context.runtime_env(),
         clock: Arc::clone(clock) as _,
         endless,
+        checkpointed: None,
     };
     FileSinkConnector.prepare(&spec(numbers(0, 1).schema(), of), &job)
 }

@@ -1,0 +1,3 @@
+//! Checkpoints: what is stored ([`manifest`]), where and how.
+
+pub mod manifest;
