@@ -7,7 +7,7 @@ use datafusion::logical_expr::LogicalPlan;
 use thalweg_engine::exchange::BufferTimeout;
 use thalweg_engine::operator::SinkJob;
 use thalweg_engine::plan::{JobGraph, decode_job_graph, encode_job_graph};
-use thalweg_engine::runtime::{Environment, JobHandle, submit};
+use thalweg_engine::runtime::{Environment, JobHandle, RestartStrategy, submit};
 use thalweg_optimizer::LoweringOptions;
 
 use crate::config::SessionConfig;
@@ -88,6 +88,8 @@ impl Session {
             input_credit_bytes: INPUT_CREDIT_BYTES,
             latency_interval: config.latency_interval_ms.map(Duration::from_millis),
             exchange_bytes: None,
+            checkpointing: None,
+            restart: RestartStrategy::None,
         }
     }
 

@@ -7,8 +7,10 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use thalweg_memory::Reservation;
 
-use crate::data::{Barrier, Batch, Element, EngineError, LatencyMarker, Result, Watermark};
+use super::alignment::Alignments;
+use crate::data::{Alignment, Barrier, Batch, Element, EngineError, LatencyMarker, Result, Watermark};
 use crate::exchange::{CancelToken, ChannelSender, Demand};
+use crate::time::Clock;
 
 /// Which input of an operator an element came from.
 pub type Port = usize;
@@ -31,6 +33,10 @@ pub enum GateEvent {
     Watermark(Watermark),
     /// All channels have delivered this barrier.
     Barrier(Barrier),
+    /// This barrier has overtaken rows: the snapshot is to be taken now, and is complete with the next `InFlight`.
+    Overtaking(Barrier),
+    /// All channels have delivered the barrier that overtook; these rows are part of its snapshot.
+    InFlight(Barrier, Vec<(Port, Batch)>),
     /// A marker on its way to the sinks.
     Latency(LatencyMarker),
     /// No channel that is open has anything to say for a while (`true`), or one speaks again.
@@ -56,8 +62,8 @@ struct Channel {
     ended: bool,
     watermark: Option<Watermark>,
     idle: bool,
-    /// The barrier that this channel has delivered and the others have not: it is not read until they have.
-    barrier: Option<Barrier>,
+    /// It has delivered a barrier that the others have not: it is not read until they have.
+    blocked: bool,
 }
 
 struct State {
@@ -66,6 +72,11 @@ struct State {
     watermark: Option<Watermark>,
     /// All open channels are idle.
     idle: bool,
+    alignments: Alignments,
+    /// Whether barriers may overtake rows here.
+    can_overtake: bool,
+    /// Alignments are timed by it; without one no barrier ever overtakes for having waited.
+    clock: Option<Arc<dyn Clock>>,
     /// The reader has left.
     closed: bool,
     /// Where what waits in the queues is booked.
@@ -115,7 +126,7 @@ impl InputGate {
                 ended: false,
                 watermark: None,
                 idle: false,
-                barrier: None,
+                blocked: false,
             });
             replays.push(match source {
                 ChannelSource::Live => None,
@@ -128,6 +139,9 @@ impl InputGate {
                 open_channels_of_port,
                 watermark: None,
                 idle: false,
+                alignments: Alignments::default(),
+                can_overtake: false,
+                clock: None,
                 closed: false,
                 memory: None,
             }),
@@ -156,6 +170,37 @@ impl InputGate {
     pub fn with_memory(self, memory: Reservation) -> Self {
         self.shared.state.lock().memory = Some(memory);
         self
+    }
+
+    /// Lets barriers overtake rows: those of the channels can be told apart by key, or go anywhere.
+    pub fn with_overtaking(self, can_overtake: bool, clock: Arc<dyn Clock>) -> Self {
+        {
+            let mut state = self.shared.state.lock();
+            state.can_overtake = can_overtake;
+            state.clock = Some(clock);
+        }
+        self
+    }
+
+    /// The rows that a barrier has overtaken, once all channels have delivered it or ended.
+    pub fn take_in_flight(&mut self) -> Option<(Barrier, Vec<(Port, Batch)>)> {
+        match self.shared.state.lock().aligned_barrier() {
+            Some(GateEvent::InFlight(barrier, rows)) => Some((barrier, rows)),
+            _ => None,
+        }
+    }
+
+    /// Puts rows that a snapshot held before all others of `port`; before any channel is written to.
+    pub fn preload(&self, port: Port, batch: Batch) {
+        let mut state = self.shared.state.lock();
+        let size = Element::Batch(batch.clone()).byte_size();
+        if let Some(channel) = state.channels.iter_mut().find(|channel| channel.port == port) {
+            channel.queue.push_back(Element::Batch(batch));
+            channel.queued_bytes += size;
+            if let Some(memory) = &mut state.memory {
+                memory.grow(size);
+            }
+        }
     }
 
     /// The sending end of a live channel.
@@ -189,10 +234,11 @@ impl InputGate {
             if shared.cancel.is_cancelled() {
                 return Err(EngineError::Cancelled);
             }
-            match patience {
+            let alignment = state.time_to_overtake();
+            match patience.into_iter().chain(alignment).min() {
                 None => shared.readable.wait(&mut state),
-                Some(patience) => {
-                    if shared.readable.wait_for(&mut state, patience).timed_out() {
+                Some(wait) => {
+                    if shared.readable.wait_for(&mut state, wait).timed_out() {
                         return Ok(self.take(&mut state, read)?.unwrap_or(GateEvent::Pending));
                     }
                 }
@@ -235,7 +281,7 @@ impl InputGate {
 
     /// Takes the next event out of the queues, round-robin over the channels so that none starves.
     fn take(&mut self, state: &mut State, read: ReadNext) -> Result<Option<GateEvent>> {
-        if let Some(event) = state.aligned_barrier().or_else(|| state.risen_watermark()) {
+        if let Some(event) = state.barrier_event().or_else(|| state.risen_watermark()) {
             return Ok(Some(event));
         }
         let count = state.channels.len();
@@ -243,7 +289,7 @@ impl InputGate {
             let index = (self.cursor + offset) % count;
             loop {
                 let channel = &mut state.channels[index];
-                if channel.barrier.is_some() || !admits(read, channel.port) {
+                if channel.blocked || !admits(read, channel.port) {
                     break;
                 }
                 let Some(element) = channel.queue.pop_front() else {
@@ -304,7 +350,7 @@ impl State {
                 return Ok(self.changed_idleness());
             }
             Element::Latency(marker) => return Ok(Some(GateEvent::Latency(marker))),
-            Element::Barrier(barrier) => channel.barrier = Some(barrier),
+            Element::Barrier(barrier) => self.deliver(index, barrier),
             Element::EndOfInput => {
                 channel.ended = true;
                 let port = channel.port;
@@ -319,20 +365,110 @@ impl State {
                 )));
             }
         }
-        Ok(self.aligned_barrier().or_else(|| self.risen_watermark()))
+        Ok(self.barrier_event().or_else(|| self.risen_watermark()))
+    }
+
+    /// Puts an element at the end of a channel, unless it is the barrier that has overtaken it already.
+    fn enqueue(&mut self, index: usize, element: Element, size: usize) {
+        if let Some(awaited) = self.alignments.awaited(index) {
+            match &element {
+                Element::Batch(batch) => {
+                    let port = self.channels[index].port;
+                    self.alignments.keep(port, batch.clone());
+                }
+                Element::Barrier(barrier) if barrier.id == awaited.id => {
+                    let channels = self.channels.len();
+                    self.alignments.deliver(awaited, index, channels, Duration::ZERO);
+                    return;
+                }
+                _ => {}
+            }
+        }
+        let channel = &mut self.channels[index];
+        channel.queue.push_back(element);
+        channel.queued_bytes += size;
+        if let Some(memory) = &mut self.memory {
+            memory.grow(size);
+        }
+    }
+
+    /// Takes in a barrier of a channel.
+    fn deliver(&mut self, index: usize, mut barrier: Barrier) {
+        if !self.can_overtake && barrier.alignment != Alignment::AtLeastOnce {
+            barrier.alignment = Alignment::Aligned { timeout_ms: None };
+        }
+        let channels = self.channels.len();
+        self.channels[index].blocked = self.alignments.deliver(barrier, index, channels, self.now());
+    }
+
+    fn now(&self) -> Duration {
+        self.clock.as_ref().map_or(Duration::ZERO, |clock| clock.monotonic())
+    }
+
+    fn time_to_overtake(&self) -> Option<Duration> {
+        self.clock.as_ref()?;
+        self.alignments.time_to_overtake(self.now())
+    }
+
+    /// A barrier that is to overtake now, or that every open channel has delivered.
+    fn barrier_event(&mut self) -> Option<GateEvent> {
+        if self.can_overtake && self.alignments.time_to_overtake(self.now()) == Some(Duration::ZERO) {
+            return self.begin_to_overtake();
+        }
+        self.aligned_barrier()
     }
 
     /// The barrier, once every channel that has not ended has delivered it; the channels then go on.
     fn aligned_barrier(&mut self) -> Option<GateEvent> {
-        let mut open = self.channels.iter_mut().filter(|channel| !channel.ended).peekable();
-        let barrier = open.peek()?.barrier?;
-        if !open.all(|channel| channel.barrier == Some(barrier)) {
-            return None;
-        }
+        let channels = &self.channels;
+        let (barrier, in_flight) = self.alignments.complete(|channel| !channels[channel].ended)?;
         for channel in &mut self.channels {
-            channel.barrier = None;
+            channel.blocked = false;
         }
-        Some(GateEvent::Barrier(barrier))
+        Some(match in_flight {
+            None => GateEvent::Barrier(barrier),
+            Some(rows) => GateEvent::InFlight(barrier, rows),
+        })
+    }
+
+    /// The oldest barrier overtakes: what is queued before it in channels that have not delivered it is kept.
+    fn begin_to_overtake(&mut self) -> Option<GateEvent> {
+        let barrier = self.alignments.overtake()?;
+        let channels = self.channels.len();
+        for index in 0..channels {
+            let channel = &mut self.channels[index];
+            channel.blocked = false;
+            if self.alignments.is_delivered(index) {
+                continue;
+            }
+            let is_barrier = |element: &Element| matches!(element, Element::Barrier(other) if other.id == barrier.id);
+            let at = channel.queue.iter().position(is_barrier);
+            let before = at.unwrap_or(channel.queue.len());
+            keep_rows(&mut self.alignments, channel, before);
+            if let Some(at) = at {
+                channel.queue.remove(at);
+                self.alignments.deliver(barrier, index, channels, Duration::ZERO);
+            }
+        }
+        self.alignments.announce();
+        Some(GateEvent::Overtaking(barrier))
+    }
+
+    /// A barrier comes past what waits in a channel.
+    fn overtaken(&mut self, index: usize, barrier: Barrier) {
+        let now = self.now();
+        let channels = self.channels.len();
+        // Once it is announced, what waits there has been kept already.
+        let is_kept = self
+            .alignments
+            .awaited(index)
+            .is_some_and(|awaited| awaited.id == barrier.id);
+        self.alignments.deliver(barrier, index, channels, now);
+        if !is_kept && self.alignments.is_delivered(index) {
+            self.alignments.overtake();
+            let channel = &self.channels[index];
+            keep_rows(&mut self.alignments, channel, channel.queue.len());
+        }
     }
 
     /// Whether all open channels are idle, when that has changed.
@@ -362,6 +498,15 @@ impl State {
     }
 }
 
+/// Keeps the rows among the first `count` elements that wait in a channel.
+fn keep_rows(alignments: &mut Alignments, channel: &Channel, count: usize) {
+    for element in channel.queue.iter().take(count) {
+        if let Element::Batch(batch) = element {
+            alignments.keep(channel.port, batch.clone());
+        }
+    }
+}
+
 impl ChannelSender for Inlet {
     fn send(&mut self, element: Element) -> Result<Demand> {
         let shared = &self.shared;
@@ -380,11 +525,30 @@ impl ChannelSender for Inlet {
             }
             shared.writable.wait(&mut state);
         }
-        let channel = &mut state.channels[self.channel];
-        channel.queue.push_back(element);
-        channel.queued_bytes += size;
-        if let Some(memory) = &mut state.memory {
-            memory.grow(size);
+        state.enqueue(self.channel, element, size);
+        drop(state);
+        shared.readable.notify_one();
+        Ok(Demand::More)
+    }
+
+    fn overtake(&mut self, last: Vec<Batch>, barrier: Barrier) -> Result<Demand> {
+        let shared = &self.shared;
+        let mut state = shared.state.lock();
+        if shared.cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        if state.closed {
+            return Ok(Demand::Done);
+        }
+        for batch in last {
+            let element = Element::Batch(batch);
+            let size = element.byte_size();
+            state.enqueue(self.channel, element, size);
+        }
+        if state.can_overtake {
+            state.overtaken(self.channel, barrier);
+        } else {
+            state.enqueue(self.channel, Element::Barrier(barrier), 0);
         }
         drop(state);
         shared.readable.notify_one();

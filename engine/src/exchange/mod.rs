@@ -5,6 +5,7 @@
 //! channel spends byte credits; when they are used up, the sender waits: that is the back-pressure. An [`InputGate`]
 //! merges the channels of all inputs of one subtask, keeps the minimum watermark and aligns barriers.
 
+mod alignment;
 mod blocking;
 mod cancel;
 mod input_gate;
@@ -15,7 +16,7 @@ mod tests;
 
 use std::time::Duration;
 
-use crate::data::{Element, Result};
+use crate::data::{Barrier, Batch, Element, Result};
 
 pub use blocking::{BlockingWriter, Materialized};
 pub use cancel::CancelToken;
@@ -50,6 +51,18 @@ pub trait ChannelSender: Send {
     /// # Errors
     /// `Cancelled`, or that the channel broke.
     fn send(&mut self, element: Element) -> Result<Demand>;
+
+    /// Sends a barrier past the rows that wait in the channel, which become part of the consumer's snapshot, after `last`, which are
+    /// part of it too; waits for no credits. A channel that cannot do so sends them in order.
+    ///
+    /// # Errors
+    /// As for `send`.
+    fn overtake(&mut self, last: Vec<Batch>, barrier: Barrier) -> Result<Demand> {
+        for batch in last {
+            self.send(Element::Batch(batch))?;
+        }
+        self.send(Element::Barrier(barrier))
+    }
 
     /// Whether the consumer still wants elements; does not wait.
     fn demand(&self) -> Demand;

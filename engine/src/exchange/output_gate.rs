@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use thalweg_memory::Reservation;
 
-use crate::data::{Batch, Coalescer, Element, LatencyMarker, Result, Watermark, compact_views};
+use crate::data::{Barrier, Batch, Coalescer, Element, LatencyMarker, Result, Watermark, compact_views};
 use crate::exchange::{BufferTimeout, ChannelSender, Demand, Partitioner};
 use crate::time::Clock;
 
@@ -117,6 +117,26 @@ impl OutputGate {
         for channel in &mut self.channels {
             channel.demand = channel.sender.send(event.clone())?;
         }
+        Ok(())
+    }
+
+    /// Sends a barrier past the rows that wait in the channels; what is held back here goes before it.
+    ///
+    /// # Errors
+    /// As for `flush_due`.
+    pub fn overtake(&mut self, barrier: Barrier) -> Result<()> {
+        self.held_since = None;
+        for channel in &mut self.channels {
+            channel.pending.flush()?;
+            let mut last = Vec::new();
+            while let Some(batch) = channel.pending.next()? {
+                last.push(batch);
+            }
+            channel.demand = channel.sender.overtake(last, barrier)?;
+        }
+        self.book();
+        // Where the way was measured to is not where they are any more.
+        self.markers.clear();
         Ok(())
     }
 

@@ -78,6 +78,16 @@ impl Source {
         }
     }
 
+    pub fn snapshot(&mut self, _s: &mut crate::state::Snapshot, _cx: &Context) -> Result<()> {
+        todo!()
+    }
+    pub fn restore(&mut self, _s: &mut crate::state::Restored, _cx: &Context) -> Result<()> {
+        todo!()
+    }
+    pub fn checkpoint_complete(&mut self, _c: u64) {
+        todo!()
+    }
+
     /// Waits for the next event, at most `patience`.
     ///
     /// # Errors

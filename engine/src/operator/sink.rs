@@ -12,6 +12,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::SinkSpec;
+use crate::state::Snapshot;
 use crate::time::{Clock, Timer};
 
 /// Makes writers for one connector; named in [`SinkSpec::connector`], found in the runtime's registry.
@@ -65,6 +66,12 @@ pub trait PreparedSink: Debug + Send + Sync {
     /// When the target cannot be looked at.
     fn recover(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Whether what has been published cannot be written again without being there twice: rows stay hidden until `publish` and
+    /// then stand, as in a log. Such a sink does not let a job go back before a checkpoint that may have been published.
+    fn hides_until_published(&self) -> bool {
+        false
     }
 
     /// Whether rows appear exactly once when the job goes on from a checkpoint: rows stay hidden until `publish`, or writing
@@ -144,12 +151,25 @@ pub struct SinkJob {
 pub struct Sink {
     writer: Box<dyn SinkWriter>,
     rows: u64,
+    /// Whether the job takes checkpoints: then the writer prepares and never finishes.
+    checkpointed: bool,
+    ended: bool,
 }
 
 impl Sink {
     /// A sink operator that writes to `writer`.
     pub fn new(writer: Box<dyn SinkWriter>) -> Self {
-        Self { writer, rows: 0 }
+        Self {
+            writer,
+            rows: 0,
+            checkpointed: false,
+            ended: false,
+        }
+    }
+
+    /// In a job that takes checkpoints: what the writer writes is prepared at each barrier and at the end.
+    pub fn with_checkpoints(self, checkpointed: bool) -> Self {
+        Self { checkpointed, ..self }
     }
 
     /// The schema of what the operator emits: `count`, unsigned.
@@ -184,13 +204,26 @@ impl Operator for Sink {
         self.book(cx)
     }
 
+    /// What was written since the last barrier is prepared. There is no other state: rows that a failure takes are
+    /// written again.
+    fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        let prepared = self.writer.prepare(state.request().checkpoint)?;
+        state.commit(prepared);
+        cx.hold_anyway(self.writer.held_bytes());
+        Ok(())
+    }
+
     fn next_timer(&self) -> Option<i64> {
-        self.writer.next_roll_ms()
+        // What a job with checkpoints rolls is published with the next of them.
+        self.writer.next_roll_ms().filter(|_| !self.ended)
     }
 
     fn on_end(&mut self, _port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
-        self.writer.finish()?;
-        cx.hold(0)?;
+        self.ended = true;
+        if !self.checkpointed {
+            self.writer.finish()?;
+        }
+        cx.hold_anyway(self.writer.held_bytes());
         let count: ArrayRef = Arc::new(UInt64Array::from(vec![self.rows]));
         out.collect(Batch::try_new(Self::output_schema(), vec![count])?)
     }

@@ -4,6 +4,7 @@
 mod codec;
 mod expression;
 mod job_graph;
+mod operator_ids;
 mod specs;
 mod stream_specs;
 
@@ -11,6 +12,7 @@ pub(crate) use codec::InputPlaceholder;
 pub use codec::{decode_job_graph, encode_job_graph};
 pub use expression::{Aggregates, PhysicalPlan, ScalarExpr, SchemaSpec, SortKey};
 pub use job_graph::{Edge, ExchangeMode, JobGraph, JobGraphError, MergeMode, Partitioning, Vertex, VertexId};
+pub use operator_ids::{operator_ids, vertex_ids};
 pub use specs::{
     AggregateMode, AggregateSpec, BuildFilterSpec, CollectSpec, ExpandSpec, FilterSpec, HashJoinSpec, JoinFilterSpec,
     LimitSpec, MergeSpec, NestedLoopJoinSpec, OperatorSpec, ProjectSpec, RuntimeCheckSpec, RuntimeFilterId,

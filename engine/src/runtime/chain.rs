@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::data::{Batch, Element, LatencyMarker, Result, Watermark};
+use crate::data::{Barrier, Batch, Element, LatencyMarker, Result, Watermark};
 use crate::exchange::{OutputGate, Port, ReadNext};
 use crate::operator::{Collector, Context, Operator};
+use crate::runtime::checkpointing::Frozen;
 use crate::runtime::latency::LatencyHistograms;
+use crate::state::{Restored, Snapshot, SnapshotRequest};
 use crate::time::Timer;
 
 /// One operator with what the runtime lends it.
@@ -47,6 +49,11 @@ impl Outputs {
 
     pub(super) fn control(&mut self, event: &Element) -> Result<()> {
         self.all_mut().try_for_each(|gate| gate.control(event))
+    }
+
+    /// Sends a barrier past the rows that wait in the channels.
+    pub(super) fn overtake(&mut self, barrier: Barrier) -> Result<()> {
+        self.all_mut().try_for_each(|gate| gate.overtake(barrier))
     }
 }
 
@@ -150,6 +157,37 @@ impl Chain {
                 let mut rest = self.rest(index);
                 rest.call(|operator, context, out| operator.on_timer(Timer::Processing(due), context, out))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Lets the operators hand over what they keep, each with its id in `ids`, which are those of the chain's last places.
+    pub(super) fn freeze(
+        &mut self,
+        request: SnapshotRequest,
+        ids: &[Option<String>],
+        frozen: &mut Frozen,
+    ) -> Result<()> {
+        // A source is not among the links, but has an id.
+        let first = ids.len().saturating_sub(self.links.len());
+        for index in 0..self.links.len() {
+            let mut snapshot = Snapshot::new(request);
+            let mut rest = self.rest(index);
+            rest.call(|operator, context, out| operator.snapshot(&mut snapshot, context, out))?;
+            if let Some(id) = ids.get(first + index).and_then(Option::as_ref) {
+                frozen.add(id, snapshot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the operators back what they kept.
+    pub(super) fn restore(&mut self, states: &mut [Option<Restored>]) -> Result<()> {
+        let first = states.len().saturating_sub(self.links.len());
+        for (link, state) in self.links.iter_mut().zip(&mut states[first..]) {
+            let Some(state) = state else { continue };
+            let restored = link.operator.restore(state, &mut link.context);
+            restored.map_err(|error| error.in_operator(&link.context.operator))?;
         }
         Ok(())
     }

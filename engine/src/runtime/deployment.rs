@@ -15,10 +15,12 @@ use crate::operator::{
     Context, CustomFactory, Operator, OperatorMetrics, SharedRuns, Sink, SinkJob, Splits, build_operator,
     build_range_sort, build_source,
 };
-use crate::plan::{ExchangeMode, OperatorSpec, Vertex, VertexId};
+use crate::plan::{Edge, ExchangeMode, MergeMode, OperatorSpec, Partitioning, Vertex, VertexId};
 use crate::runtime::chain::{Chain, Link, Outputs};
+use crate::runtime::checkpointing::Checkpointing;
 use crate::runtime::execution_graph::Stage;
 use crate::runtime::job::{Deployed, JobShared};
+use crate::runtime::recovery::CheckpointWiring;
 use crate::runtime::subtask::{Head, SourceHead, Subtask};
 
 /// No channel gets fewer credits than this, however many share an input.
@@ -45,6 +47,8 @@ impl Transport for LocalTransport {
 /// Makes the subtasks of one stage after another.
 pub(super) struct Deployment {
     pub(super) shared: Arc<JobShared>,
+    /// The way to the thread that takes the checkpoints.
+    pub(super) checkpoints: Option<CheckpointWiring>,
     /// The client's end of the result.
     results: Vec<Inlet>,
     /// The output of the blocking edges.
@@ -54,6 +58,12 @@ pub(super) struct Deployment {
 }
 
 impl JobShared {
+    /// How the job takes checkpoints, if it does.
+    pub(super) fn checkpointing(&self) -> Option<&Checkpointing> {
+        let checkpointing = self.environment.checkpointing.as_ref();
+        checkpointing.filter(|_| self.execution.graph.is_streaming())
+    }
+
     /// Lets every sink check its options before anything runs.
     pub(super) fn prepare_sinks(&mut self) -> Result<()> {
         let job = SinkJob {
@@ -62,7 +72,7 @@ impl JobShared {
             runtime: self.environment.task.runtime_env(),
             clock: Arc::clone(&self.environment.clock),
             endless: false,
-            checkpointed: None,
+            checkpointed: self.checkpointing().map(|checkpointing| checkpointing.job.clone()),
         };
         for (id, vertex) in self.execution.graph.vertices.iter().enumerate() {
             for spec in &vertex.chain {
@@ -105,7 +115,19 @@ impl Deployment {
         let inlets = (0..collectors).map(|channel| results.inlet(channel)).collect();
         Self {
             shared,
+            checkpoints: None,
             results: inlets,
+            materialized: HashMap::new(),
+            shared_runs: HashMap::new(),
+        }
+    }
+
+    /// For a job whose result nobody pulls.
+    pub(super) fn without_results(shared: Arc<JobShared>) -> Self {
+        Self {
+            shared,
+            checkpoints: None,
+            results: Vec::new(),
             materialized: HashMap::new(),
             shared_runs: HashMap::new(),
         }
@@ -154,6 +176,19 @@ impl Deployment {
             .fetch_add(spilled, Ordering::Relaxed);
         self.materialized.clear();
         self.results.clear();
+    }
+
+    /// Whether the rows in flight to a vertex can be handed to other subtasks than they were on their way to.
+    fn can_overtake(&self, vertex: VertexId) -> bool {
+        let movable = |edge: &Edge| {
+            matches!(edge.mode, ExchangeMode::Pipelined)
+                && matches!(edge.merge, MergeMode::Arrival)
+                && matches!(
+                    edge.partitioning,
+                    Partitioning::Hash(_) | Partitioning::Rebalance | Partitioning::Global
+                )
+        };
+        self.checkpoints.is_some() && self.shared.execution.graph.inputs_of(vertex).all(movable)
     }
 
     fn splits_of(&self, vertex: &Vertex) -> Option<Arc<Splits>> {
@@ -209,7 +244,9 @@ impl Deployment {
         let least = MIN_CREDIT_BYTES.min(environment.batch_bytes());
         let credit = (environment.credit_bytes() / channels.len()).max(least);
         let memory = self.shared.memory.pinned("input gate");
-        let gate = InputGate::new(channels, credit, self.shared.cancel.clone()).with_memory(memory);
+        let gate = InputGate::new(channels, credit, self.shared.cancel.clone())
+            .with_memory(memory)
+            .with_overtaking(self.can_overtake(vertex), Arc::clone(&environment.clock));
         let mut inlets = transport.inlets.lock();
         for (index, channel) in live {
             inlets.insert(channel, gate.inlet(index));
@@ -260,6 +297,10 @@ impl Deployment {
             }
         }
         self.shared.metrics.add_subtask(id, metrics);
+        let reporter = self
+            .checkpoints
+            .as_ref()
+            .map(|wiring| wiring.reporter(id, subtask, vertex.parallelism));
         let head = match (source, gate) {
             (Some(source), _) => Head::Source(source),
             (None, Some(gate)) => Head::Gate(gate),
@@ -275,7 +316,13 @@ impl Deployment {
         let chain = Chain::new(links, outputs, Arc::clone(&active), sink, latencies);
         let thread_name = format!("tw-{id}-{subtask}");
         Ok(Deployed {
-            subtask: Subtask { head, chain },
+            subtask: Subtask {
+                head,
+                chain,
+                reporter,
+                had_finished: false,
+            },
+            task: (id, subtask),
             thread_name,
             operators: names,
             active,
@@ -298,7 +345,8 @@ impl Deployment {
                     .iter()
                     .find(|(vertex, _)| *vertex == id)
                     .ok_or_else(|| EngineError::Internal("a sink was not prepared".into()))?;
-                Ok(Box::new(Sink::new(sink.writer(subtask, parallelism)?)))
+                let writer = sink.writer(subtask, parallelism)?;
+                Ok(Box::new(Sink::new(writer).with_checkpoints(self.checkpoints.is_some())))
             }
             OperatorSpec::Sort(spec) if spec.by_range && parallelism > 1 => {
                 let runs = self.shared_runs.entry((id, place)).or_default();

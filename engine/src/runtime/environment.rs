@@ -13,6 +13,8 @@ use thalweg_memory::{MemoryManager, SpillCompression};
 
 use crate::exchange::BufferTimeout;
 use crate::operator::{SinkConnector, SourceResolver};
+use crate::runtime::checkpointing::Checkpointing;
+use crate::runtime::restart::RestartStrategy;
 use crate::time::Clock;
 
 /// Explains a failed scan better than the reader that failed: which file, which line.
@@ -54,6 +56,10 @@ pub struct Environment {
     pub exchange_bytes: Option<usize>,
     /// How often sources send a latency marker (`metrics.latency.interval`); never when `None`.
     pub latency_interval: Option<Duration>,
+    /// Whether and how streaming jobs take checkpoints.
+    pub checkpointing: Option<Checkpointing>,
+    /// Whether and when a failed job starts again.
+    pub restart: RestartStrategy,
 }
 
 /// The part of the memory budget that one batch should have at most.

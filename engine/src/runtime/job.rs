@@ -1,4 +1,4 @@
-//! Running a job: stage after stage, one thread per subtask, and the handle through which the result is pulled.
+//! A job: what it is started from, one thread per subtask, and the handle through which the result is pulled.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,10 +12,13 @@ use crate::data::{Batch, EngineError, Result};
 use crate::exchange::{CancelToken, ChannelSource, GateEvent, InputGate, ReadNext};
 use crate::operator::{PreparedSink, RuntimeFilters};
 use crate::plan::{JobGraph, OperatorSpec};
+use crate::runtime::attempts::run_attempts;
+use crate::runtime::checkpointing::JobControl;
 use crate::runtime::deployment::Deployment;
 use crate::runtime::environment::Environment;
 use crate::runtime::execution_graph::{ExecutionGraph, Stage};
 use crate::runtime::metrics::JobMetrics;
+use crate::runtime::recovery::check_operators;
 use crate::runtime::subtask::Subtask;
 
 /// Enough for deeply nested expressions; only touched pages cost memory.
@@ -23,7 +26,7 @@ const STACK_BYTES: usize = 64 << 20;
 
 static NEXT_JOB: AtomicU64 = AtomicU64::new(1);
 
-/// What all parts of one running job share.
+/// What all parts of one attempt of a job share.
 pub(super) struct JobShared {
     pub(super) id: String,
     pub(super) environment: Environment,
@@ -41,15 +44,15 @@ pub(super) struct JobShared {
 }
 
 impl JobShared {
-    /// Ends the job with `error`, unless it is already ending.
-    fn fail(&self, error: EngineError) {
+    /// Ends the attempt with `error`, unless it is already ending.
+    pub(super) fn fail(&self, error: EngineError) {
         if !matches!(error, EngineError::Cancelled) {
             self.failure.lock().get_or_insert(error);
         }
         self.cancel.cancel();
     }
 
-    fn outcome(&self) -> Result<()> {
+    pub(super) fn outcome(&self) -> Result<()> {
         match self.failure.lock().take() {
             Some(error) => Err(error),
             None => self.cancel.check(),
@@ -58,13 +61,52 @@ impl JobShared {
 }
 
 /// A running job. Iterating pulls its result; the job ends when the result has been read, when it fails, when it is
-/// cancelled or when the handle is dropped. Whichever it is, no thread and no file stays behind.
+/// cancelled or when the handle is dropped. Whichever it is, no thread and no file stays behind, but for the checkpoints of a
+/// job that may go on.
 pub struct JobHandle {
     graph: Arc<JobGraph>,
     cancel: CancelToken,
     metrics: Arc<JobMetrics>,
+    control: JobControl,
     results: InputGate,
     driver: Option<JoinHandle<Result<()>>>,
+}
+
+/// What a job is started from, again and again while its restart strategy has it so.
+pub(super) struct JobPlan {
+    id: String,
+    pub(super) environment: Environment,
+    pub(super) execution: ExecutionGraph,
+    pub(super) cancel: CancelToken,
+    pub(super) metrics: Arc<JobMetrics>,
+    pub(super) control: JobControl,
+    memory: JobMemory,
+}
+
+impl JobPlan {
+    /// What an attempt shares: a cancellation of its own, sinks prepared anew.
+    pub(super) fn attempt(&self) -> Result<JobShared> {
+        let cancel = CancelToken::new();
+        let attempt = cancel.clone();
+        self.cancel.on_cancel(move || attempt.cancel());
+        let mut shared = JobShared {
+            id: self.id.clone(),
+            environment: self.environment.clone(),
+            execution: self.execution.clone(),
+            cancel,
+            metrics: Arc::clone(&self.metrics),
+            filters: Arc::new(RuntimeFilters::of(&self.execution.graph, &self.memory)),
+            memory: self.memory.clone(),
+            spill: Arc::new(SpillDirectory::new(
+                &self.environment.spill_parent,
+                self.environment.spill_compression,
+            )),
+            sinks: Vec::new(),
+            failure: Mutex::new(None),
+        };
+        shared.prepare_sinks()?;
+        Ok(shared)
+    }
 }
 
 /// Starts a job.
@@ -73,6 +115,9 @@ pub struct JobHandle {
 /// When the graph is not valid, a sink refuses its options, or no thread can be started.
 pub fn submit(graph: JobGraph, environment: &Environment) -> Result<JobHandle> {
     let execution = ExecutionGraph::expand(graph)?;
+    if environment.checkpointing.is_some() && execution.graph.is_streaming() {
+        check_operators(&execution.graph)?;
+    }
     let cancel = CancelToken::new();
     let metrics = Arc::new(JobMetrics::new(&execution.graph));
     let collectors = collecting_subtasks(&execution.graph);
@@ -83,28 +128,22 @@ pub fn submit(graph: JobGraph, environment: &Environment) -> Result<JobHandle> {
         cancel.clone(),
     )
     .with_memory(memory.pinned("result"));
-    let id = format!("{:x}-{}", std::process::id(), NEXT_JOB.fetch_add(1, Ordering::Relaxed));
     let graph = Arc::new(execution.graph.clone());
-    let mut shared = JobShared {
-        id,
+    let plan = JobPlan {
+        id: format!("{:x}-{}", std::process::id(), NEXT_JOB.fetch_add(1, Ordering::Relaxed)),
         environment: environment.clone(),
         execution,
         cancel: cancel.clone(),
         metrics: Arc::clone(&metrics),
-        filters: Arc::new(RuntimeFilters::of(&graph, &memory)),
+        control: JobControl::default(),
         memory,
-        spill: Arc::new(SpillDirectory::new(
-            &environment.spill_parent,
-            environment.spill_compression,
-        )),
-        sinks: Vec::new(),
-        failure: Mutex::new(None),
     };
-    shared.prepare_sinks()?;
-    let mut deployment = Deployment::new(Arc::new(shared), &results);
+    let control = plan.control.clone();
+    let shared = plan.attempt()?;
+    let deployment = Deployment::new(Arc::new(shared), &results);
     let driver = std::thread::Builder::new()
         .name("tw-job".into())
-        .spawn(move || drive(&mut deployment))
+        .spawn(move || run_attempts(&plan, deployment))
         .map_err(|source| EngineError::Io {
             path: "a thread for the job".into(),
             source,
@@ -113,12 +152,13 @@ pub fn submit(graph: JobGraph, environment: &Environment) -> Result<JobHandle> {
         graph,
         cancel,
         metrics,
+        control,
         results,
         driver: Some(driver),
     })
 }
 
-fn collecting_subtasks(graph: &JobGraph) -> usize {
+pub(super) fn collecting_subtasks(graph: &JobGraph) -> usize {
     graph
         .vertices
         .iter()
@@ -127,39 +167,16 @@ fn collecting_subtasks(graph: &JobGraph) -> usize {
         .sum()
 }
 
-/// The job's own thread: runs the stages in order, then publishes or removes what the sinks staged.
-fn drive(deployment: &mut Deployment) -> Result<()> {
-    let stages = deployment.shared.execution.stages.clone();
-    for stage in &stages {
-        match deployment.deploy(stage) {
-            Ok(subtasks) => run_stage(&deployment.shared, stage, subtasks),
-            Err(error) => deployment.shared.fail(error),
-        }
-        if deployment.shared.cancel.is_cancelled() {
-            break;
-        }
-    }
-    deployment.finish();
-    let shared = &deployment.shared;
-    let mut outcome = shared.outcome();
-    for (_, sink) in &shared.sinks {
-        match outcome {
-            Ok(()) => outcome = sink.commit(),
-            Err(_) => sink.abort(),
-        }
-    }
-    outcome
-}
-
 /// A subtask ready to run, with what is needed to name it in messages.
 pub(super) struct Deployed {
     pub(super) subtask: Subtask,
     pub(super) thread_name: String,
     pub(super) operators: Vec<String>,
     pub(super) active: Arc<AtomicUsize>,
+    pub(super) task: (usize, usize),
 }
 
-fn run_stage(shared: &Arc<JobShared>, stage: &Stage, subtasks: Vec<Deployed>) {
+pub(super) fn run_stage(shared: &Arc<JobShared>, stage: &Stage, subtasks: Vec<Deployed>) {
     let mut threads = Vec::with_capacity(subtasks.len());
     for deployed in subtasks {
         let worker = Arc::clone(shared);
@@ -223,6 +240,11 @@ impl JobHandle {
     /// The job's counters; they go on while it runs.
     pub fn metrics(&self) -> &Arc<JobMetrics> {
         &self.metrics
+    }
+
+    /// Takes savepoints of the job, from any thread.
+    pub fn control(&self) -> JobControl {
+        self.control.clone()
     }
 
     /// Cancels the job from any thread.

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::operator::{OperatorMetrics, Splits};
 use crate::plan::JobGraph;
+use crate::runtime::checkpointing::CheckpointStats;
 use crate::runtime::latency::LatencyHistograms;
 
 /// The counters of all operators of a job, by vertex and place in the chain.
@@ -19,6 +20,8 @@ pub struct JobMetrics {
     pub(crate) exchange_spilled_bytes: AtomicU64,
     /// What the latency markers measured.
     pub(crate) latencies: Arc<LatencyHistograms>,
+    /// What the checkpoints have been.
+    pub(crate) checkpoints: Arc<Mutex<CheckpointStats>>,
 }
 
 /// One operator over all its subtasks.
@@ -71,6 +74,7 @@ impl JobMetrics {
             splits: RwLock::default(),
             exchange_spilled_bytes: AtomicU64::new(0),
             latencies: Arc::default(),
+            checkpoints: Arc::default(),
         }
     }
 
@@ -108,6 +112,11 @@ impl JobMetrics {
     /// What the latency markers measured, from source to sink.
     pub fn latencies(&self) -> &LatencyHistograms {
         &self.latencies
+    }
+
+    /// What the job's checkpoints have been so far.
+    pub fn checkpoints(&self) -> CheckpointStats {
+        self.checkpoints.lock().clone()
     }
 
     /// Bytes that blocking exchanges wrote to disk.

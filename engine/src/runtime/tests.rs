@@ -60,6 +60,8 @@ fn process() -> Process {
         task: Arc::new(TaskContext::default()),
         sinks: HashMap::new(),
         sources: None,
+        checkpointing: None,
+        restart: RestartStrategy::None,
         diagnosis: None,
         spill_parent: spill.path().to_path_buf(),
         spill_compression: thalweg_memory::SpillCompression::None,

@@ -40,6 +40,7 @@ impl fmt::Debug for FrozenTable {
 pub struct Snapshot {
     request: SnapshotRequest,
     tables: Vec<FrozenTable>,
+    committables: Vec<Vec<u8>>,
 }
 
 impl Snapshot {
@@ -48,6 +49,7 @@ impl Snapshot {
         Self {
             request,
             tables: Vec::new(),
+            committables: Vec::new(),
         }
     }
 
@@ -86,6 +88,16 @@ impl Snapshot {
             rows: Box::new(changed.into_iter()),
             deleted: Some(Box::new(deleted.into_iter())),
         });
+    }
+
+    /// Adds what a sink has prepared, to be published when the checkpoint is complete.
+    pub fn commit(&mut self, committables: impl IntoIterator<Item = Vec<u8>>) {
+        self.committables.extend(committables);
+    }
+
+    /// Takes out what a sink has prepared.
+    pub fn take_committables(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.committables)
     }
 
     /// The tables.

@@ -1,0 +1,4 @@
+use crate::data::Result;
+pub fn point(_name: &str) -> Result<()> {
+    Ok(())
+}

@@ -1,0 +1,284 @@
+//! The job's own thread: an attempt runs the stages in order, and at the end publishes or removes what the sinks staged; a failed
+//! attempt is followed by another while the restart strategy has it so, from the newest checkpoint that can be used.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::checkpoint::fault;
+use crate::data::{EngineError, Result};
+use crate::operator::PreparedSink;
+use crate::plan::{JobGraph, operator_ids};
+use crate::runtime::checkpointing::{Checkpointing, Driver, DriverParts, Ending, Report, Targets, end};
+use crate::runtime::deployment::Deployment;
+use crate::runtime::execution_graph::Stage;
+use crate::runtime::job::{Deployed, JobPlan, JobShared, collecting_subtasks, run_stage};
+use crate::runtime::recovery::{CheckpointWiring, check_going_back, origins, recover_sinks, restore};
+use crate::runtime::restart::Restarts;
+
+/// Runs a job until it ends for good.
+pub(super) fn run_attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
+    let clock = Arc::clone(&plan.environment.clock);
+    let mut restarts = Restarts::new(plan.environment.restart.clone());
+    // Rows that a client has pulled cannot be taken back.
+    let can_restart = collecting_subtasks(&plan.execution.graph) == 0;
+    let mut deployment = first;
+    loop {
+        let began = clock.monotonic();
+        let outcome = attempt(plan, &mut deployment);
+        plan.control.connect(None);
+        let Err(error) = outcome else { return Ok(()) };
+        let is_final = plan.cancel.is_cancelled() || !can_restart || is_of_the_program(&error);
+        let delay = match is_final {
+            true => None,
+            false => restarts.after_failure(began, clock.monotonic()),
+        };
+        let Some(delay) = delay else { return Err(error) };
+        tracing::warn!(job = %deployment.shared.id, %error, ?delay, "the job failed and starts again");
+        plan.metrics.checkpoints.lock().restarts += 1;
+        if wait(plan, delay).is_err() {
+            return Err(error);
+        }
+        // What the failed attempt held is given back before the next takes its own.
+        drop(deployment);
+        deployment = Deployment::without_results(Arc::new(plan.attempt()?));
+    }
+}
+
+/// Whether trying again would fail in the same way.
+fn is_of_the_program(error: &EngineError) -> bool {
+    matches!(error, EngineError::Cancelled)
+}
+
+fn wait(plan: &JobPlan, delay: Duration) -> Result<()> {
+    let cancel = plan.cancel.clone();
+    plan.environment.io.block_on(async {
+        tokio::select! {
+            () = cancel.cancelled() => Err(EngineError::Cancelled),
+            () = tokio::time::sleep(delay) => Ok(()),
+        }
+    })
+}
+
+/// One attempt, with checkpoints or without.
+fn attempt(plan: &JobPlan, deployment: &mut Deployment) -> Result<()> {
+    match deployment.shared.checkpointing().cloned() {
+        Some(checkpointing) => with_checkpoints(plan, deployment, checkpointing),
+        None => without_checkpoints(deployment),
+    }
+}
+
+fn without_checkpoints(deployment: &mut Deployment) -> Result<()> {
+    let stages = deployment.shared.execution.stages.clone();
+    for stage in &stages {
+        match deployment.deploy(stage) {
+            Ok(subtasks) => run_stage(&deployment.shared, stage, subtasks),
+            Err(error) => deployment.shared.fail(error),
+        }
+        if deployment.shared.cancel.is_cancelled() {
+            break;
+        }
+    }
+    deployment.finish();
+    let shared = &deployment.shared;
+    let mut outcome = shared.outcome();
+    for (_, sink) in &shared.sinks {
+        match outcome {
+            Ok(()) => outcome = sink.commit(),
+            Err(_) => sink.abort(),
+        }
+    }
+    outcome
+}
+
+/// The sinks of an attempt by the ids of their operators.
+fn sinks_by_id(shared: &JobShared) -> BTreeMap<String, Arc<dyn PreparedSink>> {
+    let ids = operator_ids(&shared.execution.graph);
+    let of_vertex = |vertex: usize| ids[vertex].last().cloned().flatten();
+    let sinks = shared.sinks.iter();
+    sinks
+        .filter_map(|(vertex, sink)| Some((of_vertex(*vertex)?, Arc::clone(sink))))
+        .collect()
+}
+
+/// What the attempt runs with beside its subtasks.
+struct Running {
+    wiring_reports: std::sync::mpsc::Sender<Report>,
+    driver: JoinHandle<Ending>,
+}
+
+fn with_checkpoints(plan: &JobPlan, deployment: &mut Deployment, config: Checkpointing) -> Result<()> {
+    let shared = Arc::clone(&deployment.shared);
+    let store = config.store.clone();
+    let [stage] = &shared.execution.stages[..] else {
+        return Err(EngineError::Plan(
+            "a job with blocking exchanges takes no checkpoints; SET 'execution.batch-shuffle-mode' = 'ALL_EXCHANGES_PIPELINED'".into(),
+        ));
+    };
+    let sinks = sinks_by_id(&shared);
+    let stage = stage.clone();
+    let prepared = start(plan, deployment, &config, &sinks, &stage);
+    let (subtasks, running) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            deployment.checkpoints = None;
+            deployment.finish();
+            return Err(error);
+        }
+    };
+    run_stage(&shared, &stage, subtasks);
+    let failed = shared.cancel.is_cancelled();
+    if failed {
+        end(&running.wiring_reports);
+    }
+    deployment.checkpoints = None;
+    deployment.finish();
+    // Without a failure the driver ends by itself, after the final checkpoint.
+    let ending = running
+        .driver
+        .join()
+        .unwrap_or_else(|_| Ending::Failed(EngineError::Internal("the checkpoints' thread panicked".into())));
+    let outcome = shared.outcome();
+    match ending {
+        Ending::Finished => {
+            fault::point("before-end")?;
+            if !config.options.keep_at_end {
+                store.remove_all()?;
+            }
+            Ok(())
+        }
+        Ending::Stopped => Ok(()),
+        Ending::Failed(error) => match outcome {
+            Err(first) if !matches!(first, EngineError::Cancelled) => Err(first),
+            _ => Err(error),
+        },
+        Ending::Cut => outcome.and(Err(EngineError::Cancelled)),
+    }
+}
+
+/// Restores what there is to restore, and starts the thread that takes the checkpoints.
+fn start(
+    plan: &JobPlan,
+    deployment: &mut Deployment,
+    config: &Checkpointing,
+    sinks: &BTreeMap<String, Arc<dyn PreparedSink>>,
+    stage: &Stage,
+) -> Result<(Vec<Deployed>, Running)> {
+    let clock = Arc::clone(&plan.environment.clock);
+    let (reports, heard) = channel();
+    let targets = Targets::default();
+    let began = clock.monotonic();
+    config.store.sweep_at_start()?;
+    let last = config.store.list()?.last().copied().unwrap_or(0);
+    let wire = |last: u64| {
+        CheckpointWiring::new(
+            &deployment_graph(plan),
+            config.store.clone(),
+            targets.clone(),
+            reports.clone(),
+            last,
+        )
+    };
+    let mut passed = Vec::new();
+    let mut candidates = origins(config, sinks)?;
+    let state_last = candidates
+        .iter()
+        .map(|origin| origin.manifest.checkpoint)
+        .max()
+        .unwrap_or(0);
+    let last = last.max(state_last);
+    let graph = deployment_graph(plan);
+    let (subtasks, origin) = loop {
+        let origin = (!candidates.is_empty()).then(|| candidates.remove(0));
+        recover_sinks(sinks, origin.as_ref())?;
+        deployment.checkpoints = Some(wire(last));
+        let mut subtasks = deployment.deploy(stage)?;
+        let Some(origin) = origin else {
+            break (subtasks, None);
+        };
+        let restored = match &deployment.checkpoints {
+            Some(wiring) => restore(&graph, &origin, wiring, &mut subtasks),
+            None => Ok(()),
+        };
+        match restored {
+            Ok(()) => break (subtasks, Some(origin)),
+            // An older checkpoint holds the same program's state.
+            Err(error) if !is_damage(&error) || candidates.is_empty() => return Err(error.or_all(&passed)),
+            Err(error) => {
+                check_going_back(&error.to_string(), sinks, &config.store.location())?;
+                tracing::warn!(checkpoint = origin.manifest.checkpoint, %error, "a checkpoint cannot be restored, an older one is tried");
+                passed.push(error.to_string());
+                drop(subtasks);
+            }
+        }
+    };
+    let mut stats = plan.metrics.checkpoints.lock();
+    stats.restored = origin.as_ref().map(|origin| origin.manifest.checkpoint);
+    stats.restore_ms = u64::try_from(clock.monotonic().saturating_sub(began).as_millis()).unwrap_or(u64::MAX);
+    drop(stats);
+    let Some(wiring) = &deployment.checkpoints else {
+        return Err(EngineError::Internal("the checkpoints' wiring is gone".into()));
+    };
+    let parts = DriverParts {
+        config: config.clone(),
+        sources: wiring.sources.clone(),
+        sinks: sinks.clone(),
+        last: origin.filter(|origin| origin.is_own).map(|origin| origin.manifest),
+        first: last + 1,
+        targets,
+        clock,
+        cancel: deployment.shared.cancel.clone(),
+        stats: Arc::clone(&plan.metrics.checkpoints),
+    };
+    let running = start_driver(plan, &graph, parts, heard, reports)?;
+    Ok((subtasks, running))
+}
+
+fn start_driver(
+    plan: &JobPlan,
+    graph: &JobGraph,
+    parts: DriverParts,
+    heard: Receiver<Report>,
+    reports: std::sync::mpsc::Sender<Report>,
+) -> Result<Running> {
+    let driver = Driver::new(graph, parts);
+    plan.control.connect(Some(reports.clone()));
+    let driver = std::thread::Builder::new()
+        .name("tw-checkpoints".into())
+        .spawn(move || driver.run(&heard))
+        .map_err(|source| EngineError::Io {
+            path: "a thread for the checkpoints".into(),
+            source,
+        })?;
+    Ok(Running {
+        wiring_reports: reports,
+        driver,
+    })
+}
+
+fn deployment_graph(plan: &JobPlan) -> JobGraph {
+    plan.execution.graph.clone()
+}
+
+/// Whether an error tells of files rather than of the program.
+fn is_damage(error: &EngineError) -> bool {
+    !matches!(
+        error.root(),
+        EngineError::Plan(_) | EngineError::Cancelled | EngineError::Memory(_)
+    )
+}
+
+impl EngineError {
+    /// With what was passed over before.
+    fn or_all(self, passed: &[String]) -> Self {
+        if passed.is_empty() {
+            return self;
+        }
+        EngineError::BadInput(format!(
+            "{self}; newer checkpoints could not be used either: {}",
+            passed.join("; ")
+        ))
+    }
+}
