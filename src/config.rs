@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use thalweg_memory::SpillCompression;
 use thalweg_optimizer::LoweringOptions;
 
+use crate::checkpoint_settings::CheckpointConfig;
+
 /// How queries run (`execution.runtime-mode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RuntimeMode {
@@ -59,6 +61,8 @@ pub struct SessionConfig {
     /// Send every job graph through its serialized form before it runs (`thalweg.serialize-job-graphs`): what a
     /// cluster does; here for tests.
     pub serialize_job_graphs: bool,
+    /// Checkpoints, recovery and restarts.
+    pub checkpoints: CheckpointConfig,
     /// Where spill files go (`io.tmp.dirs`).
     pub spill_directory: PathBuf,
     /// How spill files are compressed (`taskmanager.memory.spill.compression`).
@@ -84,6 +88,7 @@ impl Default for SessionConfig {
             runtime_filters: true,
             runtime_filter_min_rows: LoweringOptions::RUNTIME_FILTER_MIN_ROWS,
             serialize_job_graphs: false,
+            checkpoints: CheckpointConfig::default(),
             spill_directory: std::env::temp_dir(),
             spill_compression: SpillCompression::None,
         }

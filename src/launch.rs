@@ -63,6 +63,10 @@ impl Session {
         if self.inner.config.read().serialize_job_graphs {
             graph = decode_job_graph(&encode_job_graph(&graph)?, Arc::clone(&environment.task))?;
         }
+        if streaming {
+            return self.start_streaming(graph, environment);
+        }
+        environment.restart = self.config().checkpoints.restart_strategy(false);
         Ok(submit(graph, &environment)?)
     }
 
@@ -89,6 +93,8 @@ impl Session {
             latency_interval: config.latency_interval_ms.map(Duration::from_millis),
             exchange_bytes: None,
             checkpointing: None,
+            wal_directory: None,
+            keep: None,
             restart: RestartStrategy::None,
         }
     }

@@ -12,6 +12,8 @@
 //! # }
 //! ```
 
+mod checkpoint_settings;
+mod checkpoints;
 mod config;
 mod ddl;
 mod error;
@@ -38,6 +40,8 @@ mod stream_table;
 mod streaming;
 mod suggest;
 
+pub use checkpoint_settings::{CheckpointConfig, RestartConfig};
+pub use checkpoints::{ask_job, jobs_in};
 pub use config::{RuntimeMode, SessionConfig};
 pub use error::{Error, ErrorKind, Result};
 pub use result::{Canceller, Outcome, Progress, ProgressHandle, QueryResult};

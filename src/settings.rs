@@ -10,10 +10,10 @@ use crate::script::tokenize;
 use crate::suggest::closest;
 
 /// A key that can be set, with how to show and change it.
-struct Setting {
-    key: &'static str,
-    get: fn(&SessionConfig) -> String,
-    set: fn(&mut SessionConfig, &str) -> std::result::Result<(), String>,
+pub(crate) struct Setting {
+    pub(crate) key: &'static str,
+    pub(crate) get: fn(&SessionConfig) -> String,
+    pub(crate) set: fn(&mut SessionConfig, &str) -> std::result::Result<(), String>,
 }
 
 const SETTINGS: &[Setting] = &[
@@ -185,7 +185,11 @@ const SETTINGS: &[Setting] = &[
     },
 ];
 
-fn whole(value: &str, least: usize, most: usize) -> std::result::Result<usize, String> {
+fn settings() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().chain(crate::checkpoint_settings::SETTINGS)
+}
+
+pub(crate) fn whole(value: &str, least: usize, most: usize) -> std::result::Result<usize, String> {
     value
         .parse::<usize>()
         .ok()
@@ -216,7 +220,7 @@ pub(crate) fn milliseconds(value: &str) -> std::result::Result<i64, String> {
 }
 
 /// A time that is not negative, as for [`milliseconds`].
-fn duration(value: &str) -> std::result::Result<u64, String> {
+pub(crate) fn duration(value: &str) -> std::result::Result<u64, String> {
     u64::try_from(milliseconds(value)?).map_err(|_| "expected a time such as 100 ms, or 0".to_string())
 }
 
@@ -261,7 +265,7 @@ pub(crate) fn parse(sql: &str) -> Result<Option<Command>> {
 /// # Errors
 /// When the value is not one that the key can have, or the key is like one of ours but none.
 pub(crate) fn set(config: &mut SessionConfig, key: &str, value: &str) -> Result<bool> {
-    if let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) {
+    if let Some(setting) = settings().find(|setting| setting.key == key) {
         (setting.set)(config, value)
             .map_err(|why| Error::statement(format!("cannot set '{key}' to '{value}'")).with_remedy(why))?;
         return Ok(true);
@@ -270,7 +274,7 @@ pub(crate) fn set(config: &mut SessionConfig, key: &str, value: &str) -> Result<
         return Ok(false);
     }
     let error = Error::statement(format!("there is no setting '{key}'"));
-    Err(match closest(key, SETTINGS.iter().map(|setting| setting.key)) {
+    Err(match closest(key, settings().map(|setting| setting.key)) {
         Some(name) => error.with_remedy(format!("did you mean '{name}'?")),
         None => error.with_remedy("SET without arguments lists the settings"),
     })
@@ -278,10 +282,7 @@ pub(crate) fn set(config: &mut SessionConfig, key: &str, value: &str) -> Result<
 
 /// All settings with their values.
 pub(crate) fn all(config: &SessionConfig) -> Vec<(&'static str, String)> {
-    SETTINGS
-        .iter()
-        .map(|setting| (setting.key, (setting.get)(config)))
-        .collect()
+    settings().map(|setting| (setting.key, (setting.get)(config))).collect()
 }
 
 #[cfg(test)]

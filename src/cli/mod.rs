@@ -6,6 +6,7 @@ mod complete;
 mod encode;
 mod failure;
 mod interrupt;
+mod jobs;
 mod meta;
 mod options;
 mod progress;
@@ -34,6 +35,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run_file(&args),
         Command::Sql(args) => sql(args),
         Command::Explain(args) => explain(&args),
+        Command::List(args) => jobs::list(&args),
+        Command::Cancel(args) => jobs::cancel(&args),
+        Command::Savepoint(args) => jobs::savepoint(&args),
+        Command::Stop(args) => jobs::stop(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -26,6 +26,52 @@ pub(crate) enum Command {
     ///
     /// Statements that define something (CREATE, DROP, SET, USE, ..) are carried out, so that later ones can be planned.
     Explain(ExplainArgs),
+    /// List the jobs that keep checkpoints in a folder, and whether they run
+    List(JobsArgs),
+    /// Cancel a running job; its checkpoints stay, and it can go on from them
+    Cancel(JobArgs),
+    /// Take a savepoint of a running job, which goes on
+    Savepoint(SavepointArgs),
+    /// End a running job with a savepoint
+    Stop(StopArgs),
+}
+
+/// Where jobs are looked for.
+#[derive(Debug, Args)]
+pub(crate) struct JobsArgs {
+    /// The folder of the jobs' checkpoints (execution.checkpointing.dir)
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) dir: PathBuf,
+}
+
+/// A running job.
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// The job's name (pipeline.name); `thalweg list` shows it
+    #[arg(value_name = "JOB")]
+    pub(crate) job: String,
+    #[command(flatten)]
+    pub(crate) jobs: JobsArgs,
+}
+
+/// A running job and where its savepoint goes.
+#[derive(Debug, Args)]
+pub(crate) struct SavepointArgs {
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+    /// The folder or URL below which the savepoint goes [default: execution.checkpointing.savepoint-dir of the job]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) target: Option<String>,
+}
+
+/// How a job is ended.
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    pub(crate) savepoint: SavepointArgs,
+    /// Complete what is open first (windows, joins), as at the end of the input: the job cannot go on where it was
+    #[arg(long)]
+    pub(crate) drain: bool,
 }
 
 #[derive(Debug, Args)]

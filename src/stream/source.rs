@@ -354,7 +354,7 @@ impl StreamBuilder {
         let timeout = self.session.config().buffer_timeout_ms.unwrap_or(BUFFER_TIMEOUT_MS);
         environment.buffer_timeout = BufferTimeout::from_ms(timeout);
         environment.exchange_bytes = Some(self.session.config().segment_bytes);
-        Ok(submit(graph, &environment)?)
+        self.session.start_streaming(graph, environment)
     }
 
     pub(super) fn collect(&self, nodes: &[Node], schema: &SchemaRef) -> Result<QueryResult> {
@@ -375,6 +375,11 @@ impl StreamJob {
     /// What the program fails with.
     pub fn wait(self) -> Result<()> {
         Ok(self.job.finish()?)
+    }
+
+    /// Takes savepoints of the job, from any thread.
+    pub fn control(&self) -> thalweg_engine::runtime::JobControl {
+        self.job.control()
     }
 
     /// What the job counts.

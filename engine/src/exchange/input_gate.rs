@@ -104,6 +104,7 @@ struct Replay {
 }
 
 /// The sending end of one channel of a gate in the same process.
+#[derive(Clone)]
 pub struct Inlet {
     shared: Arc<Shared>,
     channel: usize,

@@ -5,14 +5,14 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use arrow::array::{ArrayRef, UInt64Array};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::{ArrayRef, AsArray, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
 use datafusion::execution::runtime_env::RuntimeEnv;
 
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::SinkSpec;
-use crate::state::Snapshot;
+use crate::state::{Restored, Snapshot, TableSpec, columns};
 use crate::time::{Clock, Timer};
 
 /// Makes writers for one connector; named in [`SinkSpec::connector`], found in the runtime's registry.
@@ -177,6 +177,11 @@ impl Sink {
         Arc::new(Schema::new(vec![Field::new("count", DataType::UInt64, false)]))
     }
 
+    /// How many rows have been written.
+    fn written() -> TableSpec {
+        TableSpec::union("written", columns([("rows", DataType::UInt64)]))
+    }
+
     /// Books what the writer holds; when memory is short it writes out what it can.
     fn book(&mut self, cx: &mut Context) -> Result<()> {
         match cx.hold(self.writer.held_bytes()) {
@@ -204,12 +209,32 @@ impl Operator for Sink {
         self.book(cx)
     }
 
-    /// What was written since the last barrier is prepared. There is no other state: rows that a failure takes are
-    /// written again.
+    /// What was written since the last barrier is prepared; rows that a failure takes are written again.
     fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
         let prepared = self.writer.prepare(state.request().checkpoint)?;
         state.commit(prepared);
+        let rows: ArrayRef = Arc::new(UInt64Array::from(vec![self.rows]));
+        let spec = Self::written();
+        let written = Batch::try_new(Arc::clone(&spec.schema), vec![rows])?;
+        state.full(&spec, [Ok(written)]);
         cx.hold_anyway(self.writer.held_bytes());
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        let mut rows = 0;
+        for batch in state.take(&Self::written())? {
+            rows += batch?
+                .column(0)
+                .as_primitive::<UInt64Type>()
+                .values()
+                .iter()
+                .sum::<u64>();
+        }
+        // All subtasks see what all have written.
+        if cx.subtask == 0 {
+            self.rows = rows;
+        }
         Ok(())
     }
 
@@ -233,8 +258,7 @@ impl Operator for Sink {
 mod tests {
     use std::time::Duration;
 
-    use arrow::array::{AsArray, Int32Array};
-    use arrow::datatypes::UInt64Type;
+    use arrow::array::Int32Array;
     use parking_lot::Mutex;
 
     use super::*;

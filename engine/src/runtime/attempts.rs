@@ -14,7 +14,7 @@ use crate::plan::{JobGraph, operator_ids};
 use crate::runtime::checkpointing::{Checkpointing, Driver, DriverParts, Ending, Report, Targets, end};
 use crate::runtime::deployment::Deployment;
 use crate::runtime::execution_graph::Stage;
-use crate::runtime::job::{Deployed, JobPlan, JobShared, collecting_subtasks, run_stage};
+use crate::runtime::job::{Deployed, JobPlan, JobShared, can_start_again, run_stage};
 use crate::runtime::recovery::{CheckpointWiring, check_going_back, origins, recover_sinks, restore};
 use crate::runtime::restart::Restarts;
 
@@ -23,7 +23,7 @@ pub(super) fn run_attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
     let clock = Arc::clone(&plan.environment.clock);
     let mut restarts = Restarts::new(plan.environment.restart.clone());
     // Rows that a client has pulled cannot be taken back.
-    let can_restart = collecting_subtasks(&plan.execution.graph) == 0;
+    let can_restart = can_start_again(&plan.execution.graph);
     let mut deployment = first;
     loop {
         let began = clock.monotonic();
@@ -43,7 +43,7 @@ pub(super) fn run_attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
         }
         // What the failed attempt held is given back before the next takes its own.
         drop(deployment);
-        deployment = Deployment::without_results(Arc::new(plan.attempt()?));
+        deployment = Deployment::new(Arc::new(plan.attempt()?), plan.inlets.clone());
     }
 }
 

@@ -104,30 +104,12 @@ impl JobShared {
 }
 
 impl Deployment {
-    pub(super) fn new(shared: Arc<JobShared>, results: &InputGate) -> Self {
-        let graph = &shared.execution.graph;
-        let collectors: usize = graph
-            .vertices
-            .iter()
-            .filter(|vertex| matches!(vertex.chain.last(), Some(OperatorSpec::Collect(_))))
-            .map(|vertex| vertex.parallelism)
-            .sum();
-        let inlets = (0..collectors).map(|channel| results.inlet(channel)).collect();
+    /// `results`: the ways to whoever pulls the result, one for each subtask that collects.
+    pub(super) fn new(shared: Arc<JobShared>, results: Vec<Inlet>) -> Self {
         Self {
             shared,
             checkpoints: None,
-            results: inlets,
-            materialized: HashMap::new(),
-            shared_runs: HashMap::new(),
-        }
-    }
-
-    /// For a job whose result nobody pulls.
-    pub(super) fn without_results(shared: Arc<JobShared>) -> Self {
-        Self {
-            shared,
-            checkpoints: None,
-            results: Vec::new(),
+            results,
             materialized: HashMap::new(),
             shared_runs: HashMap::new(),
         }

@@ -1,5 +1,6 @@
 //! What a process lends all its jobs.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::path::PathBuf;
@@ -60,6 +61,10 @@ pub struct Environment {
     pub checkpointing: Option<Checkpointing>,
     /// Whether and when a failed job starts again.
     pub restart: RestartStrategy,
+    /// Where the logs of sources that cannot be read again go; without it there can be none.
+    pub wal_directory: Option<PathBuf>,
+    /// Lives as long as the job: what must not be let go of before it has ended.
+    pub keep: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// The part of the memory budget that one batch should have at most.

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use thalweg_memory::{JobMemory, SpillDirectory};
 
 use crate::data::{Batch, EngineError, Result};
-use crate::exchange::{CancelToken, ChannelSource, GateEvent, InputGate, ReadNext};
+use crate::exchange::{CancelToken, ChannelSource, GateEvent, Inlet, InputGate, ReadNext};
 use crate::operator::{PreparedSink, RuntimeFilters};
 use crate::plan::{JobGraph, OperatorSpec};
 use crate::runtime::attempts::run_attempts;
@@ -80,6 +80,8 @@ pub(super) struct JobPlan {
     pub(super) cancel: CancelToken,
     pub(super) metrics: Arc<JobMetrics>,
     pub(super) control: JobControl,
+    /// The ways to whoever pulls the result.
+    pub(super) inlets: Vec<Inlet>,
     memory: JobMemory,
 }
 
@@ -136,11 +138,12 @@ pub fn submit(graph: JobGraph, environment: &Environment) -> Result<JobHandle> {
         cancel: cancel.clone(),
         metrics: Arc::clone(&metrics),
         control: JobControl::default(),
+        inlets: (0..collectors).map(|channel| results.inlet(channel)).collect(),
         memory,
     };
     let control = plan.control.clone();
     let shared = plan.attempt()?;
-    let deployment = Deployment::new(Arc::new(shared), &results);
+    let deployment = Deployment::new(Arc::new(shared), plan.inlets.clone());
     let driver = std::thread::Builder::new()
         .name("tw-job".into())
         .spawn(move || run_attempts(&plan, deployment))
@@ -158,7 +161,31 @@ pub fn submit(graph: JobGraph, environment: &Environment) -> Result<JobHandle> {
     })
 }
 
-pub(super) fn collecting_subtasks(graph: &JobGraph) -> usize {
+/// Whether what clients pull is no more than the counts of what sinks have written, which come at the end: then the job can start
+/// again without anybody having seen rows that come twice.
+pub(super) fn can_start_again(graph: &JobGraph) -> bool {
+    let is_sink = |operator: &OperatorSpec| matches!(operator, OperatorSpec::Sink(_));
+    let collectors = (0..graph.vertices.len())
+        .filter(|id| matches!(graph.vertices[*id].chain.last(), Some(OperatorSpec::Collect(_))));
+    collectors.into_iter().all(|id| {
+        let mut above = vec![id];
+        let mut seen = Vec::new();
+        while let Some(vertex) = above.pop() {
+            if seen.contains(&vertex) || graph.vertices[vertex].chain.iter().any(is_sink) {
+                continue;
+            }
+            seen.push(vertex);
+            let mut inputs = graph.inputs_of(vertex).map(|edge| edge.from).peekable();
+            if inputs.peek().is_none() {
+                return false;
+            }
+            above.extend(inputs);
+        }
+        true
+    })
+}
+
+fn collecting_subtasks(graph: &JobGraph) -> usize {
     graph
         .vertices
         .iter()

@@ -61,6 +61,8 @@ fn process() -> Process {
         sinks: HashMap::new(),
         sources: None,
         checkpointing: None,
+        wal_directory: None,
+        keep: None,
         restart: RestartStrategy::None,
         diagnosis: None,
         spill_parent: spill.path().to_path_buf(),
