@@ -13,7 +13,7 @@ use std::time::Duration;
 use datafusion::datasource::object_store::ObjectStoreUrl;
 use serde::{Deserialize, Serialize};
 use thalweg_engine::EngineError;
-use thalweg_engine::checkpoint::CheckpointStore;
+use thalweg_engine::checkpoint::{CheckpointStore, Compression};
 use thalweg_engine::exchange::CancelToken;
 use thalweg_engine::plan::{JobGraph, OperatorSpec};
 use thalweg_engine::runtime::{
@@ -128,22 +128,11 @@ impl Session {
         &self,
         path: &str,
     ) -> Result<(CheckpointStore, thalweg_engine::checkpoint::manifest::Manifest)> {
-        let path = path.trim_end_matches('/');
-        if let Some((parent, folder)) = path.rsplit_once('/') {
-            let store = self.open_store(if parent.is_empty() { "/" } else { parent })?;
-            if store.exists(folder)? {
-                let manifest = store.load(folder)?;
-                return Ok((store, manifest));
-            }
+        let located = self.open_store(path)?.locate()?;
+        for passed in &located.passed_over {
+            tracing::warn!(path, passed, "a checkpoint was passed over");
         }
-        let store = self.open_store(path)?;
-        match store.latest()? {
-            Some((manifest, _)) => Ok((store, manifest)),
-            None => Err(
-                Error::statement(format!("there is no checkpoint and no savepoint at {path}"))
-                    .with_remedy("name the folder that holds a file MANIFEST, or a job's folder of checkpoints"),
-            ),
-        }
+        Ok((located.store, located.manifest))
     }
 
     /// A store at a path or URL.
@@ -154,7 +143,11 @@ impl Session {
     fn store_opener(&self, config: &CheckpointConfig) -> OpenStore {
         let io = self.inner.io.handle().clone();
         let runtime = Arc::clone(self.state().runtime_env());
-        let compression = config.compression.clone();
+        let compression = match config.compression.as_str() {
+            "lz4" => Compression::Lz4,
+            "zstd" => Compression::Zstd,
+            _ => Compression::None,
+        };
         Arc::new(move |place: &str| {
             let store = match local(place) {
                 Some(path) => CheckpointStore::local(&path, io.clone())?,
@@ -168,7 +161,7 @@ impl Session {
                     CheckpointStore::open(place, objects, root, io.clone())?
                 }
             };
-            store.with_compression(&compression)
+            Ok(store.with_compression(compression))
         })
     }
 

@@ -8,6 +8,7 @@ use parking_lot::{Condvar, Mutex};
 use thalweg_memory::Reservation;
 
 use super::alignment::Alignments;
+use crate::checkpoint::fault;
 use crate::data::{Alignment, Barrier, Batch, Element, EngineError, LatencyMarker, Result, Watermark};
 use crate::exchange::{CancelToken, ChannelSender, Demand};
 use crate::time::Clock;
@@ -510,6 +511,9 @@ fn keep_rows(alignments: &mut Alignments, channel: &Channel, count: usize) {
 
 impl ChannelSender for Inlet {
     fn send(&mut self, element: Element) -> Result<Demand> {
+        if matches!(element, Element::Barrier(_)) {
+            fault::point("before-alignment")?;
+        }
         let shared = &self.shared;
         let size = element.byte_size();
         let mut state = shared.state.lock();

@@ -207,7 +207,7 @@ fn start(
             // An older checkpoint holds the same program's state.
             Err(error) if !is_damage(&error) || candidates.is_empty() => return Err(error.or_all(&passed)),
             Err(error) => {
-                check_going_back(&error.to_string(), sinks, &config.store.location())?;
+                check_going_back(&error.to_string(), sinks, config.store.url())?;
                 tracing::warn!(checkpoint = origin.manifest.checkpoint, %error, "a checkpoint cannot be restored, an older one is tried");
                 passed.push(error.to_string());
                 drop(subtasks);
@@ -232,6 +232,7 @@ fn start(
         cancel: deployment.shared.cancel.clone(),
         stats: Arc::clone(&plan.metrics.checkpoints),
     };
+    fault::point("after-restore")?;
     let running = start_driver(plan, &graph, parts, heard, reports)?;
     Ok((subtasks, running))
 }

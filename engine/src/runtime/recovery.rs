@@ -161,11 +161,11 @@ pub(super) fn origins(
             "no checkpoint of job '{}' can be used: {}; remove {} to start the job anew",
             checkpointing.job,
             complaints.join("; "),
-            store.location()
+            store.url()
         )));
     }
     if let Some(complaint) = complaints.first() {
-        check_going_back(complaint, sinks, &store.location())?;
+        check_going_back(complaint, sinks, store.url())?;
     }
     if let StartFrom::State(state) = &checkpointing.start {
         // What the job itself has done since it started from there counts more.

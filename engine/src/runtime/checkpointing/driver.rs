@@ -402,16 +402,13 @@ impl Driver {
         });
         publish(&self.sinks, &ready)?;
         fault::point("after-commit")?;
+        fault::point("before-notify")?;
         for source in self.sources.values() {
             source.complete(checkpoint);
         }
         fault::point("after-notify")?;
         if let Some((request, store)) = savepoint.and_then(|request| self.savepoints.remove(&request)) {
-            let path = format!(
-                "{}/{}",
-                store.location(),
-                savepoint_folder(&self.config.job, checkpoint)
-            );
+            let path = format!("{}/{}", store.url(), savepoint_folder(&self.config.job, checkpoint));
             let _ = request.reply.send(Ok(path));
             return Ok(());
         }
@@ -427,7 +424,7 @@ impl Driver {
         if let (Some((request, store)), Some(last)) = (self.draining.take(), &self.last) {
             let path = format!(
                 "{}/{}",
-                store.location(),
+                store.url(),
                 savepoint_folder(&self.config.job, last.checkpoint)
             );
             let _ = request.reply.send(Ok(path));
