@@ -1,0 +1,106 @@
+//! A `thalweg` process that is started, killed and asked for things.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_thalweg");
+/// Longer than anything takes on a machine that is busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
+
+/// A script that runs again and again until it ends by itself.
+pub(crate) struct Job {
+    pub(crate) script: PathBuf,
+    pub(crate) name: String,
+    pub(crate) checkpoints: PathBuf,
+    pub(crate) parallelism: usize,
+}
+
+/// A running process; killed when it is dropped.
+pub(crate) struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Job {
+    /// Starts the job; `fault` is what `THALWEG_FAULT` is set to.
+    pub(crate) fn start(&self, fault: Option<&str>) -> Running {
+        let log = self.script.with_extension("log");
+        let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        let mut command = Command::new(BINARY);
+        command
+            .args(["run", "--memory", "256MB", "--format", "json", "--parallelism"])
+            .arg(self.parallelism.to_string())
+            .arg(&self.script)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .env_remove("THALWEG_FAULT");
+        if let Some(fault) = fault {
+            command.env("THALWEG_FAULT", fault);
+        }
+        Running {
+            child: command.spawn().unwrap(),
+            log,
+        }
+    }
+
+    /// Runs another command of `thalweg` for this job.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Output {
+        Command::new(BINARY)
+            .args([arguments[0], &self.name, "--dir"])
+            .arg(&self.checkpoints)
+            .args(&arguments[1..])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Completes what is open and waits for the end.
+    pub(crate) fn drain(&self, mut running: Running, target: &Path) -> String {
+        let asked = self.ask(&["stop", "--drain", "--target", target.to_str().unwrap()]);
+        let text = String::from_utf8_lossy(&asked.stderr).into_owned();
+        assert!(asked.status.success(), "{text}\n{}", running.log());
+        assert!(running.ended().success(), "{}", running.log());
+        String::from_utf8(asked.stdout).unwrap().trim().to_string()
+    }
+}
+
+impl Running {
+    /// Whether it still runs.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Kills it as SIGKILL does; whether it was still alive.
+    pub(crate) fn kill(mut self) -> bool {
+        let alive = self.is_alive();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        alive
+    }
+
+    /// Waits for its end.
+    pub(crate) fn ended(&mut self) -> std::process::ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "it does not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What it has said.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
