@@ -18,6 +18,7 @@ use crate::data::{EngineError, Result};
 use crate::operator::array_bytes::payload_bytes;
 
 /// Byte strings one after another.
+#[derive(Clone)]
 pub(super) struct ByteHeap {
     bytes: Vec<u8>,
     ends: Vec<usize>,
@@ -298,5 +299,15 @@ impl<A: ByteArray> KeyColumn for BytesColumn<A> {
 
     fn growth(&self, array: &ArrayRef) -> usize {
         self.heap.growth(array.len(), payload_bytes(array))
+    }
+
+    fn frozen(&self) -> Result<Box<dyn KeyColumn>> {
+        Ok(Box::new(Self {
+            data_type: self.data_type.clone(),
+            state: self.state.clone(),
+            heap: self.heap.clone(),
+            nulls: self.nulls.clone(),
+            bound: None,
+        }))
     }
 }

@@ -182,4 +182,14 @@ impl KeyStore for ColumnKeys {
         let keys = self.columns.iter().zip(columns);
         self.slots.growth(rows) + round + keys.map(|(keys, column)| keys.growth(column)).sum::<usize>()
     }
+
+    fn frozen(&self) -> Result<Box<dyn KeyStore>> {
+        let columns = self.columns.iter().map(|column| column.frozen());
+        Ok(Box::new(Self {
+            columns: columns.collect::<Result<_>>()?,
+            slots: Slots::new(),
+            groups: self.groups,
+            round: Round::default(),
+        }))
+    }
 }

@@ -20,7 +20,7 @@ use crate::data::{EngineError, Result, canonical_floats, has_nested_float};
 const WIDEN_AT_ONCE_BYTES: usize = 1 << 18;
 
 /// Distinct keys, numbered in order of first appearance.
-pub(super) trait KeyStore: Send {
+pub(super) trait KeyStore: Send + Sync {
     /// Whether the store can represent these keys.
     fn accepts(&self, arrays: &[ArrayRef]) -> bool;
 
@@ -53,6 +53,12 @@ pub(super) trait KeyStore: Send {
 
     /// Bytes that these rows may add, if all of them are new groups.
     fn growth(&self, columns: &[ArrayRef]) -> usize;
+
+    /// A copy that keys can be read from, and no more: the index over them is not copied.
+    ///
+    /// # Errors
+    /// When a type has no row format.
+    fn frozen(&self) -> Result<Box<dyn KeyStore>>;
 }
 
 /// Bytes that a vector of `len` elements gains by `more`: vectors double.
@@ -180,6 +186,33 @@ impl GroupTable {
             .zip(&self.declared)
             .map(|(key, declared)| to_type(key, declared))
             .collect()
+    }
+
+    /// The same without dictionaries: those of another batch would be others.
+    ///
+    /// # Errors
+    /// As for `emit`.
+    pub(in crate::operator) fn gather_plain(&self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        let keys = self.store.gather(groups)?;
+        keys.iter()
+            .zip(&self.declared)
+            .map(|(key, declared)| to_type(key, plain_type(declared)))
+            .collect()
+    }
+
+    /// A copy that keys can be gathered from, and no more.
+    ///
+    /// # Errors
+    /// As for `new`.
+    pub(in crate::operator) fn frozen(&self) -> Result<Self> {
+        Ok(Self {
+            declared: self.declared.clone(),
+            types: self.types.clone(),
+            nested_floats: self.nested_floats.clone(),
+            seen: self.seen.clone(),
+            store: self.store.frozen()?,
+            dictionary_groups: Vec::new(),
+        })
     }
 
     /// The types that keys are stored as.
@@ -325,6 +358,14 @@ fn key_type(declared: &DataType) -> DataType {
         DataType::Dictionary(_, values) => key_type(values),
         DataType::RunEndEncoded(_, values) => key_type(values.data_type()),
         other => other.clone(),
+    }
+}
+
+/// The type without a dictionary.
+pub(in crate::operator) fn plain_type(declared: &DataType) -> &DataType {
+    match declared {
+        DataType::Dictionary(_, values) => plain_type(values),
+        other => other,
     }
 }
 

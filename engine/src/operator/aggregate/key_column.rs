@@ -12,7 +12,7 @@ use super::key_value::{KeyValue, NULL_HASH, combine};
 use crate::data::Result;
 
 /// One column of stored keys. Called once per batch and round, never per row.
-pub(super) trait KeyColumn: Send {
+pub(super) trait KeyColumn: Send + Sync {
     /// Takes the batch's column; the other calls until `release` refer to its rows.
     ///
     /// # Errors
@@ -51,10 +51,16 @@ pub(super) trait KeyColumn: Send {
 
     /// Bytes that the rows of `array`, which may be a dictionary, add when all of them are new.
     fn growth(&self, array: &ArrayRef) -> usize;
+
+    /// A copy that keys can be read from.
+    ///
+    /// # Errors
+    /// When the type has no row format.
+    fn frozen(&self) -> Result<Box<dyn KeyColumn>>;
 }
 
 /// Which groups have NULL in a column; no memory until the first.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Nulls {
     flags: Vec<bool>,
 }
@@ -208,5 +214,14 @@ where
 
     fn growth(&self, array: &ArrayRef) -> usize {
         vec_growth(&self.values, array.len())
+    }
+
+    fn frozen(&self) -> Result<Box<dyn KeyColumn>> {
+        Ok(Box::new(Self {
+            data_type: self.data_type.clone(),
+            values: self.values.clone(),
+            nulls: self.nulls.clone(),
+            bound: None,
+        }))
     }
 }

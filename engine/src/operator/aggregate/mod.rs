@@ -24,7 +24,7 @@ use crate::data::{Batch, EngineError, Result};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::AggregateSpec;
 pub(in crate::operator) use accumulators::{Accumulators, Input, Inputs, Take, as_mask, evaluate_all, raw_arguments};
-pub(in crate::operator) use group_table::GroupTable;
+pub(in crate::operator) use group_table::{GroupTable, plain_type};
 use grouped::Grouped;
 use ungrouped::Ungrouped;
 

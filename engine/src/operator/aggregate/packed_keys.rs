@@ -15,7 +15,9 @@ use super::slots::{Probed, Slots};
 use crate::data::Result;
 
 /// The word that a key is packed into.
-pub(super) trait Word: Copy + Default + Eq + Send + BitOrAssign + Shl<u32, Output = Self> + 'static {
+pub(super) trait Word:
+    Copy + Default + Eq + Send + Sync + BitOrAssign + Shl<u32, Output = Self> + 'static
+{
     /// Width in bits.
     const BITS: u32;
     /// The low bits.
@@ -81,6 +83,7 @@ pub(super) struct Seen {
     pub(super) longest: usize,
 }
 
+#[derive(Clone)]
 struct PackedColumn {
     data_type: DataType,
     shift: u32,
@@ -353,5 +356,18 @@ impl<W: Word> KeyStore for PackedKeys<W> {
             // The table itself is not counted before it is there: the first strings tend to ask for a wider store.
             Index::Direct { bits, .. } => vec_growth(&self.keys, rows.min(1 << *bits)) + batch,
         }
+    }
+
+    fn frozen(&self) -> Result<Box<dyn KeyStore>> {
+        Ok(Box::new(Self {
+            columns: self.columns.clone(),
+            keys: self.keys.clone(),
+            index: Index::Direct {
+                table: Vec::new(),
+                bits: 0,
+            },
+            null_group: self.null_group,
+            batch: Vec::new(),
+        }))
     }
 }

@@ -108,4 +108,10 @@ impl KeyColumn for RowColumn {
         let rows = payload_bytes(array) * 9 / 8 + array.len() * size_of::<usize>();
         rows + self.heap.growth(array.len(), rows)
     }
+
+    fn frozen(&self) -> Result<Box<dyn KeyColumn>> {
+        let mut frozen = Self::try_new(self.data_type.clone())?;
+        frozen.heap = self.heap.clone();
+        Ok(Box::new(frozen))
+    }
 }

@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, UInt32Array, UInt64Array, new_empty_array};
 use arrow::buffer::NullBuffer;
 use arrow::compute::take;
+use arrow::datatypes::{DataType, Field, UInt64Type};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::Accumulator;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 
 use super::counts::known;
-use super::rolling::{Rolling, Rows, cannot_take_back, keep};
+use super::rolling::{Rolling, Rows, cannot_take_back, field, keep};
 use crate::data::{EngineError, Result};
 use crate::operator::aggregate::Input;
+use crate::operator::keyed::{Frozen, to_type};
 
 /// What a group has.
 #[derive(Default)]
@@ -130,6 +132,42 @@ impl Boxed {
     }
 }
 
+impl Boxed {
+    /// The state of a group. It may take an accumulator apart to ask for it: one that is made of it takes its place.
+    fn state_of(&mut self, group: usize, columns: usize) -> Result<Option<Vec<ScalarValue>>> {
+        let Some(mut accumulator) = self.groups[group].accumulator.take() else {
+            return Ok(None);
+        };
+        let values = accumulator.state()?;
+        if values.len() != columns {
+            return Err(EngineError::Plan(format!(
+                "{} cannot be part of a checkpoint: its state has {} columns, but it says that it has {columns}; use \
+                 another function, or run the program without checkpoints",
+                self.function.name(),
+                values.len()
+            )));
+        }
+        let arrays = values.iter().map(|value| Ok(value.to_array_of_size(1)?));
+        let mut same = self.create()?;
+        same.merge_batch(&arrays.collect::<Result<Vec<_>>>()?)?;
+        let state = &mut self.groups[group];
+        let result = state.result.as_ref().map_or(0, ScalarValue::size);
+        self.bytes -= state.bytes;
+        state.bytes = same.size() + result;
+        self.bytes += state.bytes;
+        state.accumulator = Some(same);
+        Ok(Some(values))
+    }
+}
+
+/// A column of these values.
+fn column_of(values: Vec<ScalarValue>, data_type: &DataType) -> Result<ArrayRef> {
+    if values.is_empty() {
+        return Ok(new_empty_array(data_type));
+    }
+    to_type(ScalarValue::iter_to_array(values)?, data_type)
+}
+
 impl Rolling for Boxed {
     fn grow(&mut self, groups: usize) -> Result<()> {
         self.groups.resize_with(groups, State::default);
@@ -181,5 +219,61 @@ impl Rolling for Boxed {
 
     fn size(&self) -> usize {
         self.groups.capacity() * size_of::<State>() + self.bytes
+    }
+
+    fn fields(&self) -> Result<Vec<Field>> {
+        let of_state = self.function.state_fields()?.into_iter().enumerate();
+        let of_state = of_state.map(|(at, of)| field(&format!("state_{}", at + 1), of.data_type().clone()));
+        let own = [
+            field("rows", DataType::UInt64),
+            field("result", self.function.field().data_type().clone()),
+        ];
+        Ok(own.into_iter().chain(of_state).collect())
+    }
+
+    fn freeze(&mut self, groups: &[u32]) -> Result<Frozen> {
+        let types: Vec<DataType> = self.fields()?.iter().map(|field| field.data_type().clone()).collect();
+        let nulls = types[2..].iter().map(|of| Ok(ScalarValue::try_from(of)?));
+        let nulls: Vec<ScalarValue> = nulls.collect::<Result<_>>()?;
+        let mut rows = Vec::with_capacity(groups.len());
+        let mut values: Vec<Vec<ScalarValue>> = vec![Vec::with_capacity(groups.len()); types.len() - 1];
+        for group in groups {
+            let group = *group as usize;
+            let state = self.state_of(group, nulls.len())?;
+            rows.push(state.as_ref().map(|_| self.groups[group].rows));
+            values[0].push(self.groups[group].result.as_ref().unwrap_or(&self.empty).clone());
+            for (column, value) in values[1..].iter_mut().zip(state.unwrap_or_else(|| nulls.clone())) {
+                column.push(value);
+            }
+        }
+        let mut columns: Vec<ArrayRef> = vec![Arc::new(UInt64Array::from(rows))];
+        for (values, data_type) in values.into_iter().zip(&types[1..]) {
+            columns.push(column_of(values, data_type)?);
+        }
+        let bytes = columns.iter().map(|column| column.get_array_memory_size()).sum();
+        Ok(Frozen::new(bytes, move |positions| {
+            let rows = UInt32Array::from(positions.to_vec());
+            columns.iter().map(|column| Ok(take(column, &rows, None)?)).collect()
+        }))
+    }
+
+    fn thaw(&mut self, groups: &[usize], columns: &[ArrayRef]) -> Result<()> {
+        let rows = columns[0].as_primitive::<UInt64Type>();
+        for ((row, group), rows) in groups.iter().enumerate().zip(rows) {
+            let Some(rows) = rows else { continue };
+            let mut accumulator = self.create()?;
+            let state: Vec<ArrayRef> = columns[2..].iter().map(|column| column.slice(row, 1)).collect();
+            accumulator.merge_batch(&state)?;
+            let result = ScalarValue::try_from_array(&columns[1], row)?;
+            let bytes = accumulator.size() + result.size();
+            self.bytes += bytes;
+            self.groups[*group] = State {
+                accumulator: Some(accumulator),
+                result: Some(result),
+                rows,
+                bytes,
+            };
+        }
+        Ok(())
     }
 }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array};
 use arrow::buffer::NullBuffer;
+use arrow::datatypes::{DataType, Field, Int64Type};
 
-use super::rolling::{Rolling, Rows, keep};
+use super::rolling::{Rolling, Rows, field, keep};
 use crate::data::Result;
 use crate::operator::aggregate::Input;
+use crate::operator::keyed::Frozen;
 
 /// Rows whose arguments are not NULL.
 #[derive(Default)]
@@ -46,6 +48,23 @@ impl Rolling for Count {
 
     fn size(&self) -> usize {
         self.counts.capacity() * size_of::<i64>()
+    }
+
+    fn fields(&self) -> Result<Vec<Field>> {
+        Ok(vec![field("count", DataType::Int64)])
+    }
+
+    fn freeze(&mut self, groups: &[u32]) -> Result<Frozen> {
+        let counts = groups.iter().map(|group| self.counts[*group as usize]);
+        Ok(Frozen::numbers::<Int64Type>(DataType::Int64, counts.collect()))
+    }
+
+    fn thaw(&mut self, groups: &[usize], columns: &[ArrayRef]) -> Result<()> {
+        let counts = columns[0].as_primitive::<Int64Type>();
+        for (group, count) in groups.iter().zip(counts) {
+            self.counts[*group] = count.unwrap_or(0);
+        }
+        Ok(())
     }
 }
 
@@ -102,5 +121,32 @@ impl Rolling for BoolLogic {
 
     fn size(&self) -> usize {
         self.counts.capacity() * size_of::<[i64; 2]>()
+    }
+
+    fn fields(&self) -> Result<Vec<Field>> {
+        Ok(vec![field("falses", DataType::Int64), field("trues", DataType::Int64)])
+    }
+
+    fn freeze(&mut self, groups: &[u32]) -> Result<Frozen> {
+        let counts: Vec<[i64; 2]> = groups.iter().map(|group| self.counts[*group as usize]).collect();
+        Ok(Frozen::new(
+            counts.capacity() * size_of::<[i64; 2]>(),
+            move |positions| {
+                let column = |side: usize| -> ArrayRef {
+                    let counts = positions.iter().map(|at| counts[*at as usize][side]);
+                    Arc::new(Int64Array::from_iter_values(counts))
+                };
+                Ok(vec![column(0), column(1)])
+            },
+        ))
+    }
+
+    fn thaw(&mut self, groups: &[usize], columns: &[ArrayRef]) -> Result<()> {
+        for (side, column) in columns.iter().enumerate() {
+            for (group, count) in groups.iter().zip(column.as_primitive::<Int64Type>()) {
+                self.counts[*group][side] = count.unwrap_or(0);
+            }
+        }
+        Ok(())
     }
 }

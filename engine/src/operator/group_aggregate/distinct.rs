@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, UInt32Array};
+use arrow::array::{ArrayRef, AsArray, UInt32Array, UInt64Array};
 use arrow::compute::take;
-use arrow::datatypes::{DataType, UInt32Type};
+use arrow::datatypes::{DataType, Field, UInt32Type, UInt64Type};
 
 use super::counts::known;
-use super::rolling::{Rolling, Rows, keep};
+use super::rolling::{FrozenEntries, Rolling, Rows, field, keep};
 use crate::data::Result;
-use crate::operator::aggregate::{GroupTable, Input};
+use crate::operator::aggregate::{GroupTable, Input, plain_type};
+use crate::operator::keyed::{FROZEN_ROWS, Frozen};
 
 /// Pairs that are gone and never worth a new table.
 const GONE_MIN: usize = 1024;
@@ -21,6 +22,8 @@ const NO_SLOT: u32 = u32::MAX;
 /// A function of the distinct values of its arguments.
 pub(super) struct Distinct {
     types: Vec<DataType>,
+    /// Whether a NULL is a value.
+    keeps_nulls: bool,
     /// Keys are pairs of a slot and the values.
     pairs: GroupTable,
     /// How often each pair is there.
@@ -37,14 +40,15 @@ pub(super) struct Distinct {
 }
 
 impl Distinct {
-    /// `inner` over the distinct values of arguments of these types.
+    /// `inner` over the distinct values of arguments of these types. Rows with a NULL count only with `keeps_nulls`.
     ///
     /// # Errors
     /// When a type cannot be compared.
-    pub(super) fn new(types: Vec<DataType>, inner: Box<dyn Rolling>) -> Result<Self> {
+    pub(super) fn new(types: Vec<DataType>, keeps_nulls: bool, inner: Box<dyn Rolling>) -> Result<Self> {
         Ok(Self {
             pairs: table(&types)?,
             types,
+            keeps_nulls,
             counts: Vec::new(),
             slots: Vec::new(),
             next_slot: 0,
@@ -96,6 +100,33 @@ fn table(types: &[DataType]) -> Result<GroupTable> {
     GroupTable::new([DataType::UInt32].into_iter().chain(types.iter().cloned()).collect())
 }
 
+/// The pairs of a range that are there: their groups, their values and how often they are there.
+fn present(
+    pairs: &GroupTable,
+    counts: &[u64],
+    groups: &[u32],
+    range: std::ops::Range<usize>,
+) -> Result<(Vec<u32>, Vec<ArrayRef>)> {
+    let numbers: Vec<u32> = range.map(|pair| pair as u32).collect();
+    let mut columns = pairs.gather_plain(&numbers)?;
+    let slots = columns.remove(0);
+    let of_pairs: Vec<u32> = slots
+        .as_primitive::<UInt32Type>()
+        .values()
+        .iter()
+        .map(|slot| groups[*slot as usize])
+        .collect();
+    let is_there = |at: &usize| of_pairs[*at] != NO_SLOT && counts[numbers[*at] as usize] > 0;
+    let kept: Vec<usize> = (0..numbers.len()).filter(is_there).collect();
+    let rows: UInt32Array = kept.iter().map(|at| *at as u32).collect();
+    for column in &mut columns {
+        *column = take(column, &rows, None)?;
+    }
+    let counts = kept.iter().map(|at| counts[numbers[*at] as usize]);
+    columns.push(Arc::new(UInt64Array::from_iter_values(counts)));
+    Ok((kept.iter().map(|at| of_pairs[*at]).collect(), columns))
+}
+
 impl Rolling for Distinct {
     fn grow(&mut self, groups: usize) -> Result<()> {
         while self.slots.len() < groups {
@@ -107,7 +138,7 @@ impl Rolling for Distinct {
     }
 
     fn update(&mut self, input: &Input, rows: &Rows<'_>) -> Result<()> {
-        let nulls = known(&input.values);
+        let nulls = known(&input.values).filter(|_| !self.keeps_nulls);
         let (mut at, mut groups, mut signs) = (Vec::new(), Vec::new(), Vec::new());
         rows.each(input.filter.as_ref(), nulls.as_ref(), |row, group, sign| {
             at.push(row as u32);
@@ -199,5 +230,55 @@ impl Rolling for Distinct {
             + self.slots.capacity() * (size_of::<u32>() + size_of::<usize>())
             + self.numbers.capacity() * size_of::<usize>()
             + self.inner.size()
+    }
+
+    fn fields(&self) -> Result<Vec<Field>> {
+        self.inner.fields()
+    }
+
+    fn freeze(&mut self, groups: &[u32]) -> Result<Frozen> {
+        self.inner.freeze(groups)
+    }
+
+    fn thaw(&mut self, groups: &[usize], columns: &[ArrayRef]) -> Result<()> {
+        self.inner.thaw(groups, columns)
+    }
+
+    fn entry_fields(&self) -> Vec<Field> {
+        let value = |(at, of): (usize, &DataType)| field(&format!("value_{}", at + 1), plain_type(of).clone());
+        let values = self.types.iter().enumerate().map(value);
+        values.chain([field("count", DataType::UInt64)]).collect()
+    }
+
+    fn freeze_entries(&self) -> Result<Option<FrozenEntries>> {
+        let mut groups = vec![NO_SLOT; self.next_slot as usize];
+        for (group, slot) in self.slots.iter().enumerate() {
+            groups[*slot as usize] = group as u32;
+        }
+        let (pairs, counts) = (self.pairs.frozen()?, self.counts.clone());
+        let bytes = pairs.size() + counts.capacity() * size_of::<u64>() + groups.capacity() * size_of::<u32>();
+        let entries = (0..counts.len()).step_by(FROZEN_ROWS).map(move |start| {
+            let range = start..(start + FROZEN_ROWS).min(counts.len());
+            present(&pairs, &counts, &groups, range)
+        });
+        Ok(Some(FrozenEntries {
+            entries: Box::new(entries),
+            bytes,
+        }))
+    }
+
+    fn thaw_entries(&mut self, groups: &[usize], columns: &[ArrayRef]) -> Result<()> {
+        let slots = groups.iter().map(|group| self.slots[*group]);
+        let mut keys: Vec<ArrayRef> = vec![Arc::new(UInt32Array::from_iter_values(slots))];
+        keys.extend(columns[..self.types.len()].iter().cloned());
+        self.pairs.intern_wider(&keys, &mut self.numbers)?;
+        self.counts.resize(self.pairs.len(), 0);
+        let counts = columns[self.types.len()].as_primitive::<UInt64Type>().values();
+        for ((pair, group), count) in self.numbers.iter().zip(groups).zip(counts) {
+            self.counts[*pair] = *count;
+            self.values[*group] += 1;
+            self.live += 1;
+        }
+        Ok(())
     }
 }

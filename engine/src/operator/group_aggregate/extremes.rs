@@ -3,14 +3,16 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, downcast_primitive};
-use arrow::datatypes::DataType;
+use arrow::array::{Array, ArrayRef, AsArray, UInt64Array, downcast_primitive};
+use arrow::datatypes::{DataType, Field, UInt64Type};
 
-use super::rolling::{Rolling, Rows, keep};
+use super::rolling::{FrozenEntries, Rolling, Rows, field, keep};
 use super::values::{Codec, Encoded, Numbers};
 use crate::data::Result;
 use crate::operator::aggregate::Input;
+use crate::operator::keyed::Frozen;
 
 /// MIN, or MAX with `largest`.
 ///
@@ -100,6 +102,31 @@ impl<C: Codec> Rolling for Best<C> {
     fn size(&self) -> usize {
         self.best.capacity() * size_of::<Option<C::Value>>() + self.heap_bytes
     }
+
+    fn fields(&self) -> Result<Vec<Field>> {
+        Ok(vec![field("best", self.codec.data_type().clone())])
+    }
+
+    fn freeze(&mut self, groups: &[u32]) -> Result<Frozen> {
+        let best = groups.iter().map(|group| self.best[*group as usize].as_ref());
+        let values = self.codec.freeze(best);
+        Ok(Frozen::new(values.bytes, move |positions| {
+            Ok(vec![(values.column)(positions)?])
+        }))
+    }
+
+    fn thaw(&mut self, groups: &[usize], columns: &[ArrayRef]) -> Result<()> {
+        let nulls = columns[0].logical_nulls();
+        let column = self.codec.encode(&columns[0])?;
+        for (row, group) in groups.iter().enumerate() {
+            if nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row)) {
+                let value = C::value(&column, row);
+                self.heap_bytes += C::heap_bytes(&value);
+                self.best[*group] = Some(value);
+            }
+        }
+        Ok(())
+    }
 }
 
 struct Ordered<C: Codec> {
@@ -174,5 +201,52 @@ impl<C: Codec> Rolling for Ordered<C> {
         self.values.capacity() * size_of::<BTreeMap<C::Value, u64>>()
             + self.entries * (size_of::<C::Value>() + size_of::<u64>()) * 3 / 2
             + self.heap_bytes
+    }
+
+    fn fields(&self) -> Result<Vec<Field>> {
+        Ok(Vec::new())
+    }
+
+    fn freeze(&mut self, _groups: &[u32]) -> Result<Frozen> {
+        Ok(Frozen::new(0, |_| Ok(Vec::new())))
+    }
+
+    fn thaw(&mut self, _groups: &[usize], _columns: &[ArrayRef]) -> Result<()> {
+        Ok(())
+    }
+
+    fn entry_fields(&self) -> Vec<Field> {
+        vec![
+            field("value", self.codec.data_type().clone()),
+            field("count", DataType::UInt64),
+        ]
+    }
+
+    fn freeze_entries(&self) -> Result<Option<FrozenEntries>> {
+        let (mut groups, mut counts) = (Vec::new(), Vec::new());
+        for (group, values) in self.values.iter().enumerate() {
+            groups.resize(groups.len() + values.len(), group as u32);
+            counts.extend(values.values());
+        }
+        let values = self.codec.freeze(self.values.iter().flat_map(BTreeMap::keys).map(Some));
+        let bytes = values.bytes + counts.capacity() * size_of::<u64>();
+        let frozen = Frozen::new(bytes, move |positions| {
+            let counts = positions.iter().map(|at| counts[*at as usize]);
+            let counts = UInt64Array::from_iter_values(counts);
+            Ok(vec![(values.column)(positions)?, Arc::new(counts)])
+        });
+        Ok(Some(FrozenEntries::new(groups, frozen)))
+    }
+
+    fn thaw_entries(&mut self, groups: &[usize], columns: &[ArrayRef]) -> Result<()> {
+        let column = self.codec.encode(&columns[0])?;
+        let counts = columns[1].as_primitive::<UInt64Type>().values();
+        for (row, group) in groups.iter().enumerate() {
+            let value = C::value(&column, row);
+            self.heap_bytes += C::heap_bytes(&value);
+            self.entries += 1;
+            self.values[*group].insert(value, counts[row]);
+        }
+        Ok(())
     }
 }

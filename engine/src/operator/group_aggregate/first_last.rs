@@ -2,14 +2,16 @@
 //! the order in which they came: of equal ones the oldest is taken back, as Flink does.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, downcast_primitive};
-use arrow::datatypes::DataType;
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, UInt64Array, downcast_primitive};
+use arrow::datatypes::{DataType, Field, UInt64Type};
 
-use super::rolling::{Rolling, Rows, keep};
+use super::rolling::{FrozenEntries, Rolling, Rows, field, keep};
 use super::values::{Codec, Encoded, Numbers};
 use crate::data::Result;
 use crate::operator::aggregate::Input;
+use crate::operator::keyed::Frozen;
 
 /// The first value, or the last.
 ///
@@ -115,6 +117,39 @@ impl<C: Codec> Rolling for One<C> {
     fn size(&self) -> usize {
         self.held.capacity() * size_of::<Option<Held<C>>>() + self.heap_bytes
     }
+
+    fn fields(&self) -> Result<Vec<Field>> {
+        Ok(vec![
+            field("value", self.codec.data_type().clone()),
+            field("is_there", DataType::Boolean),
+        ])
+    }
+
+    fn freeze(&mut self, groups: &[u32]) -> Result<Frozen> {
+        let held = || groups.iter().map(|group| self.held[*group as usize].as_ref());
+        let values = self.codec.freeze(held().map(|held| held.and_then(Option::as_ref)));
+        let is_there: Vec<bool> = held().map(|held| held.is_some()).collect();
+        Ok(Frozen::new(values.bytes + is_there.capacity(), move |positions| {
+            let is_there = positions.iter().map(|at| Some(is_there[*at as usize]));
+            let is_there: BooleanArray = is_there.collect();
+            Ok(vec![(values.column)(positions)?, Arc::new(is_there)])
+        }))
+    }
+
+    fn thaw(&mut self, groups: &[usize], columns: &[ArrayRef]) -> Result<()> {
+        let nulls = columns[0].logical_nulls();
+        let column = self.codec.encode(&columns[0])?;
+        for ((row, group), is_there) in groups.iter().enumerate().zip(columns[1].as_boolean()) {
+            if is_there != Some(true) {
+                continue;
+            }
+            let known = nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
+            let value = known.then(|| C::value(&column, row));
+            self.heap_bytes += value.as_ref().map_or(0, C::heap_bytes);
+            self.held[*group] = Some(value);
+        }
+        Ok(())
+    }
 }
 
 struct Arrivals<C: Codec> {
@@ -208,5 +243,61 @@ impl<C: Codec> Rolling for Sequence<C> {
         self.groups.capacity() * size_of::<Arrivals<C>>()
             + self.entries * (2 * size_of::<Held<C>>() + 3 * size_of::<u64>()) * 3 / 2
             + self.heap_bytes
+    }
+
+    fn fields(&self) -> Result<Vec<Field>> {
+        Ok(Vec::new())
+    }
+
+    fn freeze(&mut self, _groups: &[u32]) -> Result<Frozen> {
+        Ok(Frozen::new(0, |_| Ok(Vec::new())))
+    }
+
+    fn thaw(&mut self, _groups: &[usize], _columns: &[ArrayRef]) -> Result<()> {
+        Ok(())
+    }
+
+    fn entry_fields(&self) -> Vec<Field> {
+        vec![
+            field("value", self.codec.data_type().clone()),
+            field("arrival", DataType::UInt64),
+        ]
+    }
+
+    fn freeze_entries(&self) -> Result<Option<FrozenEntries>> {
+        let (mut groups, mut arrivals) = (Vec::new(), Vec::new());
+        for (group, values) in self.groups.iter().enumerate() {
+            groups.resize(groups.len() + values.by_time.len(), group as u32);
+            arrivals.extend(values.by_time.keys().copied());
+        }
+        let values = self.groups.iter().flat_map(|values| values.by_time.values());
+        let values = self.codec.freeze(values.map(Option::as_ref));
+        let bytes = values.bytes + arrivals.capacity() * size_of::<u64>();
+        let frozen = Frozen::new(bytes, move |positions| {
+            let arrivals = positions.iter().map(|at| arrivals[*at as usize]);
+            let arrivals = UInt64Array::from_iter_values(arrivals);
+            Ok(vec![(values.column)(positions)?, Arc::new(arrivals)])
+        });
+        Ok(Some(FrozenEntries::new(groups, frozen)))
+    }
+
+    fn thaw_entries(&mut self, groups: &[usize], columns: &[ArrayRef]) -> Result<()> {
+        let nulls = columns[0].logical_nulls();
+        let column = self.codec.encode(&columns[0])?;
+        let times = columns[1].as_primitive::<UInt64Type>().values();
+        for (row, group) in groups.iter().enumerate() {
+            let known = nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
+            let value = known.then(|| C::value(&column, row));
+            self.heap_bytes += 2 * value.as_ref().map_or(0, C::heap_bytes);
+            self.entries += 1;
+            self.next = self.next.max(times[row] + 1);
+            let of_group = &mut self.groups[*group];
+            of_group.by_time.insert(times[row], value.clone());
+            // Entries of a group may come in any order.
+            let of_value = of_group.by_value.entry(value).or_default();
+            let at = of_value.partition_point(|time| *time < times[row]);
+            of_value.insert(at, times[row]);
+        }
+        Ok(())
     }
 }

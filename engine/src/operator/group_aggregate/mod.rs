@@ -16,6 +16,7 @@ mod distinct;
 mod extremes;
 mod first_last;
 mod rolling;
+mod state;
 mod sums;
 #[cfg(test)]
 mod tests;
@@ -33,8 +34,10 @@ use crate::operator::aggregate::{Input, Inputs};
 use crate::operator::keyed::{KeyIndex, Touched, evaluate_keys, same_rows};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::{AggregateMode, AggregateSpec, GroupAggregateSpec};
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 use rolling::{Rolling, Rows, rolling_for};
+use state::Tables;
 
 /// See the module.
 pub(super) struct GroupAggregate {
@@ -52,6 +55,7 @@ pub(super) struct GroupAggregate {
     touched: Touched,
     /// Without group columns: whether the one group has ever had a row.
     begun: bool,
+    tables: Tables,
 }
 
 impl GroupAggregate {
@@ -78,11 +82,13 @@ impl GroupAggregate {
         let input = Arc::clone(&spec.aggregates.input);
         let functions = spec.aggregates.functions.iter();
         let functions = functions.map(|function| rolling_for(function, &input, takes_back));
+        let functions = functions.collect::<Result<Vec<_>>>()?;
         Ok(Self {
+            tables: Tables::new(&spec, &functions)?,
             changelog,
             update_before: spec.update_before,
             group_by: spec.group_by.iter().map(|key| Arc::clone(&key.expr)).collect(),
-            functions: functions.collect::<Result<_>>()?,
+            functions,
             inputs: Inputs::new(&AggregateSpec {
                 mode: AggregateMode::Single,
                 group_by: Vec::new(),
@@ -313,5 +319,13 @@ impl Operator for GroupAggregate {
         leaving.add(1, 0, RowKind::Insert);
         self.begun = true;
         self.emit(&leaving, &[], [&results, &results], cx, out)
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        self.write_state(state, cx)
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        self.read_state(state, cx)
     }
 }

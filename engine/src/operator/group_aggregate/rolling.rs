@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray};
 use arrow::buffer::{BooleanBuffer, NullBuffer};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 
 use super::boxed::Boxed;
@@ -14,6 +14,7 @@ use super::distinct::Distinct;
 use super::{extremes, first_last, sums};
 use crate::data::{EngineError, Result};
 use crate::operator::aggregate::Input;
+use crate::operator::keyed::{FROZEN_ROWS, Frozen};
 
 /// Which group each row of a batch belongs to, and what it does there.
 pub(super) struct Rows<'a> {
@@ -94,6 +95,77 @@ pub(super) trait Rolling: Send {
 
     /// Bytes held.
     fn size(&self) -> usize;
+
+    /// The columns of a group's state.
+    ///
+    /// # Errors
+    /// When the function cannot say.
+    fn fields(&self) -> Result<Vec<Field>>;
+
+    /// Copies the state of some groups.
+    ///
+    /// # Errors
+    /// When the function cannot give its state.
+    fn freeze(&mut self, groups: &[u32]) -> Result<Frozen>;
+
+    /// Takes back the state of some groups that are empty; NULLs where the state knew nothing of the function.
+    ///
+    /// # Errors
+    /// When the state does not fit.
+    fn thaw(&mut self, groups: &[usize], columns: &[ArrayRef]) -> Result<()>;
+
+    /// The columns of what a group has any number of; none when it has nothing such.
+    fn entry_fields(&self) -> Vec<Field> {
+        Vec::new()
+    }
+
+    /// Copies what groups have any number of.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    fn freeze_entries(&self) -> Result<Option<FrozenEntries>> {
+        Ok(None)
+    }
+
+    /// Takes back what groups have any number of: the group of each entry, and its columns.
+    ///
+    /// # Errors
+    /// When the state does not fit.
+    fn thaw_entries(&mut self, _groups: &[usize], _columns: &[ArrayRef]) -> Result<()> {
+        Err(EngineError::Internal(
+            "a function without entries was handed some".into(),
+        ))
+    }
+}
+
+/// What groups have any number of, copied at a barrier.
+pub(super) struct FrozenEntries {
+    /// The group of each entry, and the entries' columns.
+    pub(super) entries: Box<dyn Iterator<Item = Result<(Vec<u32>, Vec<ArrayRef>)>> + Send>,
+    /// Bytes held.
+    pub(super) bytes: usize,
+}
+
+impl FrozenEntries {
+    /// Entries of these groups, and from their positions to columns.
+    pub(super) fn new(groups: Vec<u32>, frozen: Frozen) -> Self {
+        let bytes = groups.capacity() * size_of::<u32>() + frozen.bytes;
+        let starts = (0..groups.len()).step_by(FROZEN_ROWS);
+        let entries = starts.map(move |start| {
+            let end = (start + FROZEN_ROWS).min(groups.len());
+            let positions: Vec<u32> = (start as u32..end as u32).collect();
+            Ok((groups[start..end].to_vec(), (frozen.columns)(&positions)?))
+        });
+        Self {
+            entries: Box::new(entries),
+            bytes,
+        }
+    }
+}
+
+/// A nullable column of a state.
+pub(super) fn field(name: &str, data_type: DataType) -> Field {
+    Field::new(name, data_type, true)
 }
 
 /// Keeps only these elements, in this order.
@@ -117,7 +189,11 @@ pub(super) fn rolling_for(
     let (name, distinct) = (function.fun().name(), function.is_distinct());
     let plain = function.order_bys().is_empty();
     let ready: Option<Box<dyn Rolling>> = match (name, types.as_slice()) {
-        ("count", _) if distinct => Some(Box::new(Distinct::new(types.clone(), Box::new(Count::default()))?)),
+        ("count", _) if distinct => Some(Box::new(Distinct::new(
+            types.clone(),
+            false,
+            Box::new(Count::default()),
+        )?)),
         ("count", _) => Some(Box::new(Count::default())),
         ("sum", [argument]) | ("avg", [argument]) => {
             let inner = match name {
@@ -125,7 +201,7 @@ pub(super) fn rolling_for(
                 _ => sums::average(argument, &result, changelog),
             };
             match inner {
-                Some(inner) if distinct => Some(Box::new(Distinct::new(types.clone(), inner)?)),
+                Some(inner) if distinct => Some(Box::new(Distinct::new(types.clone(), false, inner)?)),
                 inner => inner,
             }
         }
@@ -142,10 +218,15 @@ pub(super) fn rolling_for(
         }
         _ => None,
     };
-    match ready {
-        Some(ready) => Ok(ready),
-        None => Ok(Box::new(Boxed::new(Arc::clone(function), changelog)?)),
+    if let Some(ready) = ready {
+        return Ok(ready);
     }
+    let boxed = Box::new(Boxed::new(Arc::clone(function), changelog)?);
+    Ok(match distinct && changelog {
+        // The state of an accumulator has each value once, and forgets how often it is there.
+        true => Box::new(Distinct::new(types, name == "array_agg", boxed)?),
+        false => boxed,
+    })
 }
 
 /// The error of a function that cannot take rows back.

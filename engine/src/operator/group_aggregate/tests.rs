@@ -1,6 +1,7 @@
 //! Against the batch aggregation over the folded input, and by hand.
 
 mod by_hand;
+mod snapshots;
 
 use std::sync::Arc;
 

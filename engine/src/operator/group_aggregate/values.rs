@@ -12,10 +12,18 @@ use arrow::row::{RowConverter, Rows, SortField};
 
 use crate::data::{Result, canonical_floats};
 
+/// Values that were copied at a barrier.
+pub(super) struct FrozenValues {
+    /// The values at some positions.
+    pub(super) column: Box<dyn Fn(&[u32]) -> Result<ArrayRef> + Send>,
+    /// Bytes held.
+    pub(super) bytes: usize,
+}
+
 /// From columns to values and back.
-pub(super) trait Codec: Send {
+pub(super) trait Codec: Clone + Send + 'static {
     /// A value, ordered as SQL does.
-    type Value: Ord + Clone + Send;
+    type Value: Ord + Clone + Send + 'static;
     /// A column that values can be read from.
     type Column;
 
@@ -35,6 +43,14 @@ pub(super) trait Codec: Send {
 
     /// Bytes that a value has elsewhere.
     fn heap_bytes(value: &Self::Value) -> usize;
+
+    /// The type of columns of values.
+    fn data_type(&self) -> &DataType;
+
+    /// Copies values.
+    fn freeze<'a>(&self, values: impl Iterator<Item = Option<&'a Self::Value>>) -> FrozenValues
+    where
+        Self: 'a;
 }
 
 /// A number in its total order.
@@ -66,6 +82,12 @@ impl<N: ArrowNativeTypeOp> Ord for Number<N> {
 pub(super) struct Numbers<T> {
     data_type: DataType,
     of: std::marker::PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Numbers<T> {
+    fn clone(&self) -> Self {
+        Self::new(self.data_type.clone())
+    }
 }
 
 impl<T> Numbers<T> {
@@ -116,13 +138,32 @@ impl<T: ArrowPrimitiveType> Codec for Numbers<T> {
     fn heap_bytes(_value: &Self::Value) -> usize {
         0
     }
+
+    fn data_type(&self) -> &DataType {
+        &self.data_type
+    }
+
+    fn freeze<'a>(&self, values: impl Iterator<Item = Option<&'a Self::Value>>) -> FrozenValues
+    where
+        Self: 'a,
+    {
+        let values: Vec<Option<Self::Value>> = values.map(Option::<&Self::Value>::copied).collect();
+        let bytes = values.capacity() * size_of::<Option<Self::Value>>();
+        let codec = self.clone();
+        let column = move |positions: &[u32]| codec.decode(positions.iter().map(|at| values[*at as usize].as_ref()));
+        FrozenValues {
+            column: Box::new(column),
+            bytes,
+        }
+    }
 }
 
 /// Values in arrow's row format, whose bytes have their order.
+#[derive(Clone)]
 pub(super) struct Encoded {
-    converter: RowConverter,
+    converter: Arc<RowConverter>,
     data_type: DataType,
-    null: Box<[u8]>,
+    null: Arc<[u8]>,
 }
 
 impl Encoded {
@@ -140,7 +181,7 @@ impl Encoded {
         let null = converter.convert_columns(&[new_null_array(&data_type, 1)])?;
         let null = null.row(0).as_ref().into();
         Ok(Self {
-            converter,
+            converter: Arc::new(converter),
             data_type,
             null,
         })
@@ -172,12 +213,36 @@ impl Codec for Encoded {
         Self: 'a,
     {
         let parser = self.converter.parser();
-        let rows = values.map(|value| parser.parse(value.unwrap_or(&self.null)));
+        let rows = values.map(|value| parser.parse(value.map_or(self.null.as_ref(), |value| value)));
         let columns = self.converter.convert_rows(rows)?;
         Ok(Arc::clone(&columns[0]))
     }
 
     fn heap_bytes(value: &Box<[u8]>) -> usize {
         value.len()
+    }
+
+    fn data_type(&self) -> &DataType {
+        &self.data_type
+    }
+
+    fn freeze<'a>(&self, values: impl Iterator<Item = Option<&'a Box<[u8]>>>) -> FrozenValues {
+        let (mut bytes, mut ends) = (Vec::new(), vec![0]);
+        for value in values {
+            bytes.extend_from_slice(value.map_or(self.null.as_ref(), |value| value));
+            ends.push(bytes.len());
+        }
+        let held = bytes.capacity() + ends.capacity() * size_of::<usize>();
+        let converter = Arc::clone(&self.converter);
+        let column = move |positions: &[u32]| {
+            let parser = converter.parser();
+            let value = |at: &u32| &bytes[ends[*at as usize]..ends[*at as usize + 1]];
+            let columns = converter.convert_rows(positions.iter().map(|at| parser.parse(value(at))))?;
+            Ok(Arc::clone(&columns[0]))
+        };
+        FrozenValues {
+            column: Box::new(column),
+            bytes: held,
+        }
     }
 }

@@ -1,19 +1,25 @@
 //! [`KeyIndex`]: the keys of a keyed operator, numbered, with their life and their last access.
 //!
 //! A number stands until [`KeyIndex::compact`], which the operator asks for between batches when most keys are dead; it then
-//! moves what it keeps per key to the new numbers. A snapshot is the key columns of the live keys and their access times.
+//! moves what it keeps per key to the new numbers. A snapshot is the key columns of the live keys and their access times; in
+//! a delta those of the keys that have changed, and the columns of the dead ones, which are remembered so long.
 
-use arrow::array::{ArrayRef, UInt32Array};
+use arrow::array::{Array, ArrayRef, Int64Array, UInt32Array};
 use arrow::compute::take;
 use arrow::datatypes::DataType;
 
-use crate::data::Result;
+use super::frozen::FrozenKeys;
+use super::tracked::Tracked;
+use crate::data::{EngineError, Result};
 use crate::operator::aggregate::GroupTable;
+use crate::state::SnapshotRequest;
 
 /// Dead keys that are never worth a new table.
 const DEAD_MIN: usize = 1024;
 /// Keys that are copied at once.
 const COPIED_KEYS: usize = 1 << 16;
+/// Dead keys that are remembered for a delta beside four times as many as live: then a checkpoint is long overdue.
+const REMEMBERED_KEYS: usize = 1 << 20;
 
 /// Keys to dense numbers.
 pub(in crate::operator) struct KeyIndex {
@@ -26,6 +32,19 @@ pub(in crate::operator) struct KeyIndex {
     accessed: Vec<i64>,
     ttl_ms: Option<i64>,
     sweep_at: Option<i64>,
+    tracked: Tracked,
+    /// Dead keys that the last compaction kept because a delta must tell of them.
+    remembered: usize,
+}
+
+/// The keys that a snapshot writes.
+pub(in crate::operator) struct Cut {
+    /// The checkpoint since which they have changed; `None`: they are all that live.
+    pub(in crate::operator) since: Option<u64>,
+    /// Numbers of live keys.
+    pub(in crate::operator) live: Vec<u32>,
+    /// Numbers of keys that have died.
+    pub(in crate::operator) dead: Vec<u32>,
 }
 
 impl KeyIndex {
@@ -48,6 +67,8 @@ impl KeyIndex {
                 .filter(|ttl| *ttl > 0)
                 .map(|ttl| i64::try_from(ttl).unwrap_or(i64::MAX)),
             sweep_at: None,
+            tracked: Tracked::default(),
+            remembered: 0,
         })
     }
 
@@ -73,6 +94,7 @@ impl KeyIndex {
         if self.ttl_ms.is_some() {
             self.accessed.resize(len, 0);
         }
+        self.tracked.grow(len);
         Ok(())
     }
 
@@ -101,6 +123,7 @@ impl KeyIndex {
             self.live[group] = live;
             self.live_count = if live { self.live_count + 1 } else { self.live_count - 1 };
         }
+        self.tracked.note(group);
         if let Some(ttl) = self.ttl_ms {
             self.accessed[group] = now_ms;
             if live && self.sweep_at.is_none() {
@@ -132,6 +155,7 @@ impl KeyIndex {
             }
             if now_ms.saturating_sub(*accessed) >= ttl {
                 *live = false;
+                self.tracked.note(group);
                 expired.push(group);
             } else {
                 oldest = oldest.min(*accessed);
@@ -147,15 +171,27 @@ impl KeyIndex {
     /// Whether most keys are dead, so that [`Self::compact`] pays.
     pub(in crate::operator) fn is_sparse(&self) -> bool {
         let dead = self.live.len() - self.live_count;
-        self.table.is_some() && dead > DEAD_MIN && dead > self.live_count
+        let forgettable = dead.saturating_sub(self.remembered);
+        self.table.is_some()
+            && forgettable > DEAD_MIN
+            && forgettable > self.live_count
+            && forgettable > self.remembered / 2
     }
 
-    /// Forgets dead keys. Gives back the old numbers of the live ones, in the order of the new ones.
+    /// Forgets dead keys. Gives back the old numbers of the others, in the order of the new ones; with those that live are the
+    /// dead ones of which a delta must tell.
     ///
     /// # Errors
     /// When a key cannot be copied.
     pub(in crate::operator) fn compact(&mut self) -> Result<Vec<usize>> {
-        let kept: Vec<usize> = (0..self.live.len()).filter(|group| self.live[*group]).collect();
+        let is_recent = |group: &usize| !self.live[*group] && self.tracked.is_recent(*group);
+        self.remembered = (0..self.live.len()).filter(is_recent).count();
+        if self.remembered > 4 * self.live_count + REMEMBERED_KEYS {
+            self.tracked.clear();
+            self.remembered = 0;
+        }
+        let kept = |group: &usize| self.live[*group] || self.tracked.is_recent(*group);
+        let kept: Vec<usize> = (0..self.live.len()).filter(kept).collect();
         if let Some(old) = &self.table {
             let mut table = GroupTable::new(self.types.clone())?;
             let mut numbers = Vec::new();
@@ -182,9 +218,107 @@ impl KeyIndex {
         if self.ttl_ms.is_some() {
             self.accessed = kept.iter().map(|group| self.accessed[*group]).collect();
         }
-        self.live = vec![true; kept.len()];
-        self.live_count = kept.len();
+        self.live = kept.iter().map(|group| self.live[*group]).collect();
+        self.tracked.compact(&kept);
         Ok(kept)
+    }
+
+    /// At a barrier: the keys to write. What changes from now on belongs to the next checkpoint.
+    pub(in crate::operator) fn cut(&mut self, request: SnapshotRequest) -> Cut {
+        self.remembered = 0;
+        let changed = match self.table {
+            Some(_) => self.tracked.barrier(request, self.live.len()),
+            // One row is no delta.
+            None => None,
+        };
+        match changed {
+            Some(changed) => {
+                let (live, dead) = changed.into_iter().partition(|group| self.live[*group as usize]);
+                Cut {
+                    since: request.since,
+                    live,
+                    dead,
+                }
+            }
+            None => Cut {
+                since: None,
+                live: self.living(),
+                dead: Vec::new(),
+            },
+        }
+    }
+
+    /// The numbers of all keys that live.
+    pub(in crate::operator) fn living(&self) -> Vec<u32> {
+        let live = self.live.iter().enumerate().filter(|(_, live)| **live);
+        live.map(|(group, _)| group as u32).collect()
+    }
+
+    /// When each of these keys was accessed; `None` without a time to live.
+    pub(in crate::operator) fn accessed(&self, groups: &[u32]) -> Option<Vec<i64>> {
+        let accessed = || groups.iter().map(|group| self.accessed[*group as usize]).collect();
+        self.ttl_ms.map(|_| accessed())
+    }
+
+    /// The key columns of these keys, without dictionaries.
+    ///
+    /// # Errors
+    /// When they do not fit one array.
+    pub(in crate::operator) fn gather(&self, groups: &[u32]) -> Result<Vec<ArrayRef>> {
+        self.table
+            .as_ref()
+            .map_or(Ok(Vec::new()), |table| table.gather_plain(groups))
+    }
+
+    /// A copy of all keys, for another thread to read.
+    ///
+    /// # Errors
+    /// When the keys cannot be copied.
+    pub(in crate::operator) fn freeze(&self) -> Result<FrozenKeys> {
+        Ok(FrozenKeys::new(
+            self.table.as_ref().map(GroupTable::frozen).transpose()?,
+        ))
+    }
+
+    /// Takes keys back, which live from now on, and puts into `groups` their numbers. With `is_unique` a key comes once.
+    ///
+    /// # Errors
+    /// When a key is there twice although it must not be, or as for `intern`.
+    pub(in crate::operator) fn restore(
+        &mut self,
+        columns: &[ArrayRef],
+        accessed: Option<&Int64Array>,
+        now_ms: i64,
+        (rows, is_unique): (usize, bool),
+        groups: &mut Vec<usize>,
+    ) -> Result<()> {
+        self.intern(columns, rows, groups)?;
+        for (row, group) in groups.iter().enumerate() {
+            if is_unique && self.live[*group] {
+                return Err(EngineError::Plan(
+                    "the state has a key twice: its key columns are not those of the program; give them their old names, or \
+                     start without that state"
+                        .into(),
+                ));
+            }
+            // Without a time, because the program had no time to live, the access is now.
+            let accessed = accessed.filter(|accessed| accessed.is_valid(row));
+            self.note(*group, true, accessed.map_or(now_ms, |accessed| accessed.value(row)));
+        }
+        Ok(())
+    }
+
+    /// Ends the restoring: nothing has changed since this checkpoint. Without one, changes are not noted: the operator writes
+    /// no deltas.
+    pub(in crate::operator) fn restored(&mut self, checkpoint: Option<u64>) {
+        if let Some(ttl) = self.ttl_ms {
+            let live = self.live.iter().zip(&self.accessed).filter(|(live, _)| **live);
+            let oldest = live.map(|(_, accessed)| *accessed).min();
+            self.sweep_at = oldest.map(|oldest| oldest.saturating_add(ttl));
+        }
+        if let (Some(checkpoint), Some(_)) = (checkpoint, &self.table) {
+            self.tracked.begin(checkpoint, self.live.len());
+        }
     }
 
     /// Bytes held.
@@ -192,5 +326,6 @@ impl KeyIndex {
         self.table.as_ref().map_or(0, GroupTable::size)
             + self.live.capacity()
             + self.accessed.capacity() * size_of::<i64>()
+            + self.tracked.size()
     }
 }

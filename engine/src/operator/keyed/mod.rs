@@ -1,14 +1,21 @@
 //! What the operators that keep something per key share: [`KeyIndex`] numbers the keys and knows which of them live,
-//! [`RowStore`] keeps rows in columns, [`Changes`] gathers the rows of a changelog on their way out.
+//! [`RowStore`] keeps rows in columns, [`Changes`] gathers the rows of a changelog on their way out. [`KeyTable`] and
+//! [`RowTable`] are how both leave for a checkpoint and come back.
 
 mod changes;
 #[cfg(test)]
 pub(in crate::operator) mod folded;
+mod frozen;
 mod index;
+mod keyed_rows;
 mod row_store;
+#[cfg(test)]
+pub(in crate::operator) mod subtasks;
+mod tables;
 #[cfg(test)]
 mod timing;
 mod touched;
+mod tracked;
 
 use std::sync::Arc;
 
@@ -22,8 +29,11 @@ use crate::data::{Batch, Result, canonical_floats};
 use crate::operator::aggregate::evaluate_all;
 
 pub(in crate::operator) use changes::Changes;
-pub(in crate::operator) use index::KeyIndex;
+pub(in crate::operator) use frozen::{FROZEN_ROWS, Frozen, FrozenKeys, booked, table_batch, to_type};
+pub(in crate::operator) use index::{Cut, KeyIndex};
+pub(in crate::operator) use keyed_rows::KeyedRows;
 pub(in crate::operator) use row_store::RowStore;
+pub(in crate::operator) use tables::{KeyTable, RestoredBatch, RowTable, key_fields, plain_field};
 pub(in crate::operator) use touched::Touched;
 
 /// Key columns of a batch, with one representation of each float: what leaves later must equal what left before.

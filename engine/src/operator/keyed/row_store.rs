@@ -10,6 +10,7 @@ use arrow::array::{Array, ArrayRef, RecordBatchOptions};
 use arrow::compute::interleave;
 use arrow::datatypes::SchemaRef;
 
+use super::frozen::FrozenRows;
 use crate::data::{Batch, EngineError, Result, batch_bytes, compact_views};
 
 /// Chunks that are copied together have at most so many rows.
@@ -125,6 +126,12 @@ impl RowStore {
         };
         let places: Vec<(usize, usize)> = slots.iter().map(place).collect();
         self.columns(&self.chunks, &places)
+    }
+
+    /// The rows in these slots, for another thread to read: the chunks are shared.
+    pub(in crate::operator) fn freeze(&self, slots: &[u32]) -> FrozenRows {
+        let chunks = self.chunks.iter().map(|chunk| chunk.batch.clone()).collect();
+        FrozenRows::new(chunks, slots.iter().map(|slot| self.places[*slot as usize]).collect())
     }
 
     /// How many rows are kept.

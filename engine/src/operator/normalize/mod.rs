@@ -7,14 +7,19 @@
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use arrow::array::{UInt8Array, UInt32Array};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::take;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column;
 
 use crate::data::{Batch, EngineError, Result, RowKind, is_changelog, split_row_kind, without_row_kind};
-use crate::operator::keyed::{Changes, KeyIndex, RowStore, Touched, same_rows};
+use crate::operator::keyed::{Changes, KeyIndex, KeyedRows, RowStore, Touched, same_rows};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::NormalizeSpec;
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 
 /// No row is kept.
@@ -32,6 +37,7 @@ pub(super) struct Normalize {
     /// The last row of each key in the batch.
     last_rows: Vec<u32>,
     changes: Changes,
+    table: KeyedRows,
 }
 
 /// What a batch says of its keys, in the order of their first rows.
@@ -56,12 +62,17 @@ impl Normalize {
             ));
         }
         let types = spec.keys.iter().map(|key| schema.field(*key).data_type().clone());
+        let key = |key: &usize| Arc::new(Column::new(schema.field(*key).name(), *key)) as Arc<dyn PhysicalExpr>;
+        let key_exprs: Vec<_> = spec.keys.iter().map(key).collect();
+        let rows = without_row_kind(&schema);
+        let has_ttl = spec.ttl_ms.is_some_and(|ttl| ttl > 0);
         Ok(Self {
+            table: KeyedRows::new("rows", Arc::clone(&rows), &key_exprs, has_ttl)?,
             index: KeyIndex::new(types.collect(), spec.ttl_ms)?,
             keys: spec.keys,
             groups: Vec::new(),
             touched: Touched::default(),
-            store: RowStore::new(without_row_kind(&schema)),
+            store: RowStore::new(rows),
             slots: Vec::new(),
             last_rows: Vec::new(),
             changes: Changes::new(schema, false, true),
@@ -207,5 +218,26 @@ impl Operator for Normalize {
 
     fn on_end(&mut self, _port: Port, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
         Ok(())
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        let cut = self.index.cut(state.request());
+        self.table
+            .write(state, (&self.index, &cut), (&self.store, &self.slots), cx)
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        let slots = &mut self.slots;
+        let kept = (&mut self.index, &mut self.store);
+        self.table.read(state, kept, cx, |groups, _, new_slots| {
+            let keys = groups.iter().max().map_or(0, |last| last + 1);
+            slots.resize(slots.len().max(keys), NO_SLOT);
+            for (group, slot) in groups.iter().zip(new_slots) {
+                slots[*group] = slot;
+            }
+            Ok(())
+        })?;
+        self.last_rows.resize(self.slots.len(), 0);
+        self.tidy(cx)
     }
 }

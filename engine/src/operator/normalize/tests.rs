@@ -1,5 +1,7 @@
 //! Against a map of the last rows, and by hand.
 
+mod snapshots;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

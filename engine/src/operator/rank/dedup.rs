@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use arrow::array::UInt32Array;
 use arrow::compute::take;
+use arrow::row::Rows;
 use datafusion::physical_expr::PhysicalExpr;
 
-use super::{OrderKey, OrderKeys, Partitions, keep_rows, last_of_equals};
-use crate::data::{Batch, Result, RowKind};
-use crate::operator::keyed::{Changes, KeyIndex, Touched, evaluate_keys};
+use super::{OrderKey, OrderKeys, Partitions, has_ttl, keep_rows, last_of_equals};
+use crate::data::{Batch, Result, RowKind, without_row_kind};
+use crate::operator::keyed::{Changes, KeyIndex, KeyTable, KeyedRows, Touched, evaluate_keys, key_fields};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::RankSpec;
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 
 /// No row is kept.
@@ -25,6 +27,7 @@ pub(super) struct Dedup<K> {
     number: bool,
     /// Whether the rows are kept: without their old form nobody needs them again.
     update_before: bool,
+    table: Table,
     /// Whether the last of equal rows stays.
     last_of_equals: bool,
     /// The key of the row of each partition.
@@ -36,6 +39,27 @@ pub(super) struct Dedup<K> {
     candidates: Vec<u32>,
 }
 
+/// The state as a table.
+enum Table {
+    /// The rows.
+    Rows(KeyedRows),
+    /// The order's keys of the rows.
+    Orders(KeyTable),
+}
+
+impl Table {
+    fn new(spec: &RankSpec, order: &OrderKeys) -> Result<Self> {
+        let input = without_row_kind(&spec.input_schema.0);
+        let keys: Vec<_> = spec.partition_by.iter().map(|key| Arc::clone(&key.expr)).collect();
+        Ok(if spec.update_before {
+            Table::Rows(KeyedRows::new("rows", input, &keys, has_ttl(spec))?)
+        } else {
+            let keys = key_fields(&keys, &input)?;
+            Table::Orders(KeyTable::new("orders", keys, order.fields(), has_ttl(spec)))
+        })
+    }
+}
+
 impl<K: OrderKey> Dedup<K> {
     /// A deduplication of this spec.
     ///
@@ -44,6 +68,7 @@ impl<K: OrderKey> Dedup<K> {
     pub(super) fn new(spec: &RankSpec, order: OrderKeys) -> Result<Self> {
         Ok(Self {
             partitions: Partitions::new(spec, &[])?,
+            table: Table::new(spec, &order)?,
             order,
             number: spec.number,
             update_before: spec.update_before,
@@ -203,10 +228,64 @@ impl<K: OrderKey> Operator for Dedup<K> {
     fn on_end(&mut self, _port: Port, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
         Ok(())
     }
+
+    fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        let partitions = &mut self.partitions;
+        let cut = partitions.index.cut(state.request());
+        match &self.table {
+            Table::Rows(table) => {
+                let rows = (&partitions.store, self.slots.as_slice());
+                table.write(state, (&partitions.index, &cut), rows, cx)
+            }
+            Table::Orders(table) => {
+                let keys = cut.live.iter();
+                let keys: Vec<K> = keys.filter_map(|group| self.keys[*group as usize].clone()).collect();
+                let orders = vec![self.order.freeze(keys)];
+                table.write(state, &partitions.index, &cut, (orders, None), cx)
+            }
+        }
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        let (keys, slots) = (&mut self.keys, &mut self.slots);
+        let mut keep = |groups: &[usize], orders: &Rows, new_slots: Option<Vec<u32>>| {
+            let total = groups.iter().max().map_or(0, |last| last + 1).max(keys.len());
+            keys.resize(total, None);
+            slots.resize(total, NO_SLOT);
+            for (row, group) in groups.iter().enumerate() {
+                let key = K::of(orders.row(row).as_ref());
+                self.heap_bytes += key.heap_bytes();
+                keys[*group] = Some(key);
+                if let Some(new_slots) = &new_slots {
+                    slots[*group] = new_slots[row];
+                }
+            }
+        };
+        let (partitions, order) = (&mut self.partitions, &self.order);
+        match &self.table {
+            Table::Rows(table) => {
+                let kept = (&mut partitions.index, &mut partitions.store);
+                table.read(state, kept, cx, |groups, rows, slots| {
+                    keep(groups, &order.encode(rows)?, Some(slots));
+                    Ok(())
+                })?;
+            }
+            Table::Orders(table) => {
+                let partition_keys = partitions.partition_by.len();
+                table.read(state, &mut partitions.index, cx, |index, groups, columns, cx| {
+                    keep(groups, &order.thaw(&columns[partition_keys..])?, None);
+                    cx.hold(index.size())
+                })?;
+            }
+        }
+        self.candidates.resize(self.keys.len(), 0);
+        self.tidy(cx)
+    }
 }
 
 /// The row of each partition that came first.
 pub(super) struct First {
+    table: KeyTable,
     partition_by: Vec<Arc<dyn PhysicalExpr>>,
     index: KeyIndex,
     groups: Vec<usize>,
@@ -229,7 +308,9 @@ impl First {
             changes,
             ..
         } = Partitions::new(spec, &[])?;
+        let keys = key_fields(&partition_by, &without_row_kind(&spec.input_schema.0))?;
         Ok(Self {
+            table: KeyTable::new("seen", keys, Vec::new(), has_ttl(spec)),
             partition_by,
             index,
             groups,
@@ -281,5 +362,16 @@ impl Operator for First {
 
     fn on_end(&mut self, _port: Port, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
         Ok(())
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        let cut = self.index.cut(state.request());
+        self.table.write(state, &self.index, &cut, (Vec::new(), None), cx)
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        self.table
+            .read(state, &mut self.index, cx, |index, _, _, cx| cx.hold(index.size()))?;
+        self.tidy(cx)
     }
 }

@@ -5,8 +5,9 @@
 //! a [`KeyIndex`], bring the order to bytes once per batch, and hand on the net change of each partition. Of equal
 //! rows the one that came first is first.
 //!
-//! A snapshot is the live partition keys with their access times, the rows in their store, and per row its partition, in
-//! order: the order's keys can be computed anew from the rows.
+//! A snapshot is the rows that are kept, each with its place among those of its partition and the partition's access time:
+//! the keys of the partitions and of the order are computed anew from the rows. Of a deduplication whose rows are not kept it is
+//! the partitions' keys with the order's.
 
 mod dedup;
 mod order_keys;
@@ -19,14 +20,14 @@ mod windowed;
 
 use std::sync::Arc;
 
-use arrow::array::UInt32Array;
+use arrow::array::{ArrayRef, UInt32Array};
 use arrow::compute::take;
 use arrow::datatypes::DataType;
 use datafusion::physical_expr::PhysicalExpr;
 
 use crate::data::{Batch, EngineError, Result, is_changelog, without_row_kind};
-use crate::operator::Operator;
-use crate::operator::keyed::{Changes, KeyIndex, RowStore, Touched, evaluate_keys};
+use crate::operator::keyed::{Changes, KeyIndex, RestoredBatch, RowStore, Touched, evaluate_keys};
+use crate::operator::{Context, Operator};
 use crate::plan::{RankSpec, SortKey};
 use dedup::{Dedup, First};
 use order_keys::{OrderKey, OrderKeys};
@@ -111,6 +112,17 @@ impl Partitions {
         })
     }
 
+    /// Takes rows back into the store. Gives back their slots; their partitions are in `groups`.
+    fn restore(&mut self, batch: &RestoredBatch, keys: &[ArrayRef], cx: &mut Context) -> Result<Vec<u32>> {
+        let rows = batch.rows.num_rows();
+        let accessed = batch.accessed.as_ref();
+        self.index
+            .restore(keys, accessed, cx.clock.now_ms(), (rows, false), &mut self.groups)?;
+        let slots = self.store.push(batch.rows.columns().to_vec(), rows)?;
+        cx.hold(self.size())?;
+        Ok(slots)
+    }
+
     /// Numbers the partitions of a batch's rows.
     fn intern(&mut self, rows: &Batch) -> Result<()> {
         let keys = evaluate_keys(&self.partition_by, rows)?;
@@ -122,6 +134,11 @@ impl Partitions {
     fn size(&self) -> usize {
         self.index.size() + self.store.size() + self.touched.size() + self.groups.capacity() * size_of::<usize>()
     }
+}
+
+/// Whether partitions are forgotten.
+fn has_ttl(spec: &RankSpec) -> bool {
+    spec.ttl_ms.is_some_and(|ttl| ttl > 0)
 }
 
 /// Keeps these rows of a batch.

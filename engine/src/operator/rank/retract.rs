@@ -2,15 +2,18 @@
 //! rows of a partition are kept, in order.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use arrow::array::UInt8Array;
 use arrow::row::Rows;
 
 use super::places::{Places, Shown};
-use super::{OrderKey, OrderKeys, Partitions, keep_rows};
-use crate::data::{Batch, Result, RowKind, hash_rows, split_row_kind};
+use super::{OrderKey, OrderKeys, Partitions, has_ttl, keep_rows};
+use crate::data::{Batch, Result, RowKind, hash_rows, split_row_kind, without_row_kind};
+use crate::operator::keyed::RowTable;
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::RankSpec;
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 
 /// The rows of a partition by their keys and the order in which they came. Rows of equal hash are equal.
@@ -18,6 +21,7 @@ type Ordered<K> = BTreeMap<(K, u64), Shown>;
 
 /// See the module.
 pub(super) struct Retract<K> {
+    table: RowTable,
     partitions: Partitions,
     order: OrderKeys,
     places: Places,
@@ -41,7 +45,10 @@ impl<K: OrderKey> Retract<K> {
     /// # Errors
     /// When a type cannot be partitioned by.
     pub(super) fn new(spec: &RankSpec, order: OrderKeys) -> Result<Self> {
+        let rows = without_row_kind(&spec.input_schema.0);
+        let keys: Vec<_> = spec.partition_by.iter().map(|key| Arc::clone(&key.expr)).collect();
         Ok(Self {
+            table: RowTable::new("rows", rows, &keys, &["$arrival"], has_ttl(spec)),
             partitions: Partitions::new(spec, &[])?,
             order,
             places: Places {
@@ -186,5 +193,40 @@ impl<K: OrderKey> Operator for Retract<K> {
 
     fn on_end(&mut self, _port: Port, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
         Ok(())
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        let (mut groups, mut slots, mut arrivals) = (Vec::new(), Vec::new(), Vec::new());
+        for (group, rows) in self.rows.iter().enumerate() {
+            for ((_, arrival), shown) in rows {
+                groups.push(group as u32);
+                slots.push(shown.slot);
+                arrivals.push(*arrival);
+            }
+        }
+        let kept = (&self.partitions.index, &self.partitions.store);
+        self.table.write(state, kept, (groups, &slots), vec![arrivals], cx);
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        for batch in self.table.read(state)? {
+            let batch = batch?;
+            let orders = self.order.encode(&batch.rows)?;
+            hash_rows(batch.rows.columns(), batch.rows.num_rows(), &mut self.hashes)?;
+            let slots = self.partitions.restore(&batch, &batch.keys, cx)?;
+            self.rows.resize_with(self.partitions.index.len(), BTreeMap::new);
+            for (row, slot) in slots.into_iter().enumerate() {
+                let (key, arrival) = (K::of(orders.row(row).as_ref()), batch.numbers[0][row]);
+                self.heap_bytes += key.heap_bytes();
+                self.entries += 1;
+                self.next = self.next.max(arrival + 1);
+                let identity = self.hashes[row];
+                let group = self.partitions.groups[row];
+                self.rows[group].insert((key, arrival), Shown { slot, identity });
+            }
+        }
+        self.partitions.index.restored(None);
+        self.tidy(cx)
     }
 }

@@ -1,5 +1,7 @@
 //! Against a naive rank over the folded input, and by hand.
 
+mod snapshots;
+
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use crate::operator::harness::Harness;
 use crate::operator::keyed::folded::{Folded, changes, lines};
 use crate::operator::{Collector, Context, Port};
 use crate::plan::{ScalarExpr, SchemaSpec};
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 
 /// Whatever operator the spec asks for.
@@ -36,6 +39,12 @@ impl Operator for Any {
     }
     fn on_end(&mut self, port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         self.0.on_end(port, cx, out)
+    }
+    fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+        self.0.snapshot(state, cx, out)
+    }
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        self.0.restore(state, cx)
     }
 }
 

@@ -3,12 +3,17 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::ArrayRef;
 
 use super::places::{Places, Shown};
-use super::{OrderKey, OrderKeys, Partitions, keep_rows};
-use crate::data::{Batch, Result};
+use super::{OrderKey, OrderKeys, Partitions, has_ttl, keep_rows};
+use crate::data::{Batch, Result, without_row_kind};
+use crate::operator::keyed::{RestoredBatch, RowTable};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::RankSpec;
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 
 /// A row of the present batch, which is not in the store yet.
@@ -97,6 +102,19 @@ impl<K: OrderKey> Lists<K> {
         Ok(())
     }
 
+    /// The rows of these partitions: partition, slot and place of each.
+    pub(super) fn kept(&self, groups: &[u32]) -> (Vec<u32>, Vec<u32>, Vec<u64>) {
+        let (mut of_rows, mut slots, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for group in groups {
+            for (place, entry) in self.lists[*group as usize].iter().enumerate() {
+                of_rows.push(*group);
+                slots.push(entry.slot);
+                places.push(place as u64);
+            }
+        }
+        (of_rows, slots, places)
+    }
+
     /// Forgets the rows of a partition; they leave the store with the dropped ones.
     pub(super) fn forget(&mut self, group: usize) {
         let list = std::mem::take(&mut self.lists[group]);
@@ -120,8 +138,60 @@ impl<K: OrderKey> Lists<K> {
     }
 }
 
+/// The table of the best rows.
+pub(super) fn best_table(spec: &RankSpec) -> RowTable {
+    let rows = without_row_kind(&spec.input_schema.0);
+    let keys: Vec<_> = spec.partition_by.iter().map(|key| Arc::clone(&key.expr)).collect();
+    let has_ttl = has_ttl(spec) && spec.window_end.is_none();
+    // With another number of best rows it is another table: those beyond the old one are not there.
+    let version = u32::try_from(spec.last).unwrap_or(u32::MAX);
+    RowTable::new("best", rows, &keys, &["$place"], has_ttl).with_version(version)
+}
+
+/// Adds the best rows of all partitions to a snapshot.
+pub(super) fn write_best<K: OrderKey>(
+    table: &RowTable,
+    state: &mut Snapshot,
+    (partitions, lists): (&Partitions, &Lists<K>),
+    cx: &Context,
+) {
+    let (groups, slots, places) = lists.kept(&partitions.index.living());
+    let kept = (&partitions.index, &partitions.store);
+    table.write(state, kept, (groups, &slots), vec![places], cx);
+}
+
+/// Takes the best rows back; `keys` gives the keys of their partitions.
+pub(super) fn read_best<K: OrderKey>(
+    table: &RowTable,
+    state: &mut Restored,
+    (partitions, order, lists): (&mut Partitions, &OrderKeys, &mut Lists<K>),
+    cx: &mut Context,
+    keys: impl Fn(&RestoredBatch) -> Result<Vec<ArrayRef>>,
+) -> Result<()> {
+    let mut entries = Vec::new();
+    for batch in table.read(state)? {
+        let batch = batch?;
+        let orders = order.encode(&batch.rows)?;
+        let slots = partitions.restore(&batch, &keys(&batch)?, cx)?;
+        for (row, slot) in slots.into_iter().enumerate() {
+            let key = K::of(orders.row(row).as_ref());
+            entries.push((partitions.groups[row], batch.numbers[0][row], Entry { key, slot }));
+        }
+    }
+    partitions.index.restored(None);
+    entries.sort_unstable_by_key(|(group, place, _)| (*group, *place));
+    lists.lists.resize_with(partitions.index.len(), Vec::new);
+    for (group, _, entry) in entries {
+        lists.heap_bytes += entry.key.heap_bytes();
+        lists.entries += 1;
+        lists.lists[group].push(entry);
+    }
+    Ok(())
+}
+
 /// See the module.
 pub(super) struct TopN<K> {
+    table: RowTable,
     partitions: Partitions,
     order: OrderKeys,
     places: Places,
@@ -140,6 +210,7 @@ impl<K: OrderKey> TopN<K> {
     /// When a type cannot be partitioned by.
     pub(super) fn new(spec: &RankSpec, order: OrderKeys) -> Result<Self> {
         Ok(Self {
+            table: best_table(spec),
             partitions: Partitions::new(spec, &[])?,
             order,
             places: Places {
@@ -242,5 +313,16 @@ impl<K: OrderKey> Operator for TopN<K> {
 
     fn on_end(&mut self, _port: Port, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
         Ok(())
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        write_best(&self.table, state, (&self.partitions, &self.lists), cx);
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        let kept = (&mut self.partitions, &self.order, &mut self.lists);
+        read_best(&self.table, state, kept, cx, |batch| Ok(batch.keys.clone()))?;
+        self.tidy(cx)
     }
 }

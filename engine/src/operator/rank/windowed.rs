@@ -9,15 +9,17 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, TimeUnit};
 
 use super::places::Places;
-use super::top_n::Lists;
+use super::top_n::{Lists, best_table, read_best, write_best};
 use super::{OrderKey, OrderKeys, Partitions};
 use crate::data::{Batch, EngineError, Result, RowKind, Watermark};
-use crate::operator::keyed::evaluate_keys;
+use crate::operator::keyed::{RowTable, evaluate_keys};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::RankSpec;
+use crate::state::{Restored, Snapshot};
 
 /// See the module.
 pub(super) struct Windowed<K> {
+    table: RowTable,
     partitions: Partitions,
     order: OrderKeys,
     places: Places,
@@ -47,6 +49,7 @@ impl<K: OrderKey> Windowed<K> {
             )));
         }
         Ok(Self {
+            table: best_table(&spec),
             partitions: Partitions::new(&spec, &[DataType::Int64])?,
             order,
             places: Places {
@@ -64,24 +67,7 @@ impl<K: OrderKey> Windowed<K> {
 
     /// The end of each row's window, in milliseconds.
     fn ends(&self, batch: &Batch) -> Result<Int64Array> {
-        let column = batch.column(self.end);
-        if column.logical_null_count() > 0 {
-            return Err(EngineError::BadInput(format!(
-                "the window's end '{}' is NULL in some row; filter such rows out before they are ranked",
-                batch.schema_ref().field(self.end).name()
-            )));
-        }
-        let DataType::Timestamp(unit, _) = column.data_type() else {
-            return Err(EngineError::Internal("the window's end is no timestamp".into()));
-        };
-        let values = arrow::compute::cast(column, &DataType::Int64)?;
-        let values = arrow::array::AsArray::as_primitive::<arrow::datatypes::Int64Type>(values.as_ref());
-        Ok(match unit {
-            TimeUnit::Second => values.unary(|value| value.saturating_mul(1000)),
-            TimeUnit::Millisecond => values.clone(),
-            TimeUnit::Microsecond => values.unary(|value: i64| value.div_euclid(1000)),
-            TimeUnit::Nanosecond => values.unary(|value: i64| value.div_euclid(1_000_000)),
-        })
+        ends_in(batch, self.end)
     }
 
     /// The rows that are not late, with the ends of their windows.
@@ -166,6 +152,28 @@ impl<K: OrderKey> Windowed<K> {
     }
 }
 
+/// The window's end of each row, in milliseconds: column `at`.
+fn ends_in(batch: &Batch, at: usize) -> Result<Int64Array> {
+    let column = batch.column(at);
+    if column.logical_null_count() > 0 {
+        return Err(EngineError::BadInput(format!(
+            "the window's end '{}' is NULL in some row; filter such rows out before they are ranked",
+            batch.schema_ref().field(at).name()
+        )));
+    }
+    let DataType::Timestamp(unit, _) = column.data_type() else {
+        return Err(EngineError::Internal("the window's end is no timestamp".into()));
+    };
+    let values = arrow::compute::cast(column, &DataType::Int64)?;
+    let values = arrow::array::AsArray::as_primitive::<arrow::datatypes::Int64Type>(values.as_ref());
+    Ok(match unit {
+        TimeUnit::Second => values.unary(|value| value.saturating_mul(1000)),
+        TimeUnit::Millisecond => values.clone(),
+        TimeUnit::Microsecond => values.unary(|value: i64| value.div_euclid(1000)),
+        TimeUnit::Nanosecond => values.unary(|value: i64| value.div_euclid(1_000_000)),
+    })
+}
+
 impl<K: OrderKey> Operator for Windowed<K> {
     fn on_batch(&mut self, _port: Port, batch: Batch, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
         let (rows, ends) = self.in_time(batch, cx)?;
@@ -185,5 +193,28 @@ impl<K: OrderKey> Operator for Windowed<K> {
 
     fn on_end(&mut self, _port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         self.complete(i64::MAX, cx, out)
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        write_best(&self.table, state, (&self.partitions, &self.lists), cx);
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        let end = self.end;
+        let kept = (&mut self.partitions, &self.order, &mut self.lists);
+        read_best(&self.table, state, kept, cx, |batch| {
+            let mut keys: Vec<ArrayRef> = vec![Arc::new(ends_in(&batch.rows, end)?)];
+            keys.extend(batch.keys.iter().cloned());
+            Ok(keys)
+        })?;
+        let groups = self.partitions.index.living();
+        if let Some(ends) = self.partitions.index.gather(&groups)?.first() {
+            let ends = arrow::array::AsArray::as_primitive::<arrow::datatypes::Int64Type>(ends.as_ref());
+            for (end, group) in ends.values().iter().zip(groups) {
+                self.windows.entry(*end).or_default().push(group as usize);
+            }
+        }
+        self.tidy(cx)
     }
 }
