@@ -1,9 +1,18 @@
 //! AssignWatermark: makes watermarks in the middle of a stream, where the source could not.
+//!
+//! A snapshot is how far event time has come. Who gets which rows after a restore is not known, so every subtask goes on
+//! from where the last of them was: it hands that on first, as a source does.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, Int64Array};
+use arrow::datatypes::{DataType, Int64Type};
 
 use crate::data::{Batch, Result, Watermark};
 use crate::operator::stream_scan::highest;
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::{AssignWatermarkSpec, WatermarkSpec};
+use crate::state::{Restored, Snapshot, TableSpec, columns};
 use crate::time::Timer;
 
 /// Hands batches on and, behind them, how far event time has come by them.
@@ -37,6 +46,11 @@ impl AssignWatermark {
     }
 }
 
+/// The highest watermark of each subtask, NULL where there is none yet.
+fn table() -> TableSpec {
+    TableSpec::union("highest", columns([("watermark", DataType::Int64)]))
+}
+
 impl Operator for AssignWatermark {
     fn on_batch(&mut self, _port: Port, batch: Batch, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         self.highest = self.highest.max(highest(&self.spec.expr, &batch)?);
@@ -59,6 +73,27 @@ impl Operator for AssignWatermark {
 
     fn next_timer(&self) -> Option<i64> {
         (self.highest > self.emitted).then_some(self.due_ms)
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        let spec = table();
+        // One whose input has ended holds nobody back.
+        let highest = self.highest.max(self.emitted);
+        let row = Batch::try_new(Arc::clone(&spec.schema), vec![Arc::new(Int64Array::from(vec![highest]))])?;
+        state.full(&spec, [Ok(row)]);
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &mut Restored, _cx: &mut Context) -> Result<()> {
+        let (mut least, mut is_known) = (i64::MAX, true);
+        for rows in state.take(&table())? {
+            let rows = rows?;
+            let rows = rows.column(0).as_primitive::<Int64Type>();
+            is_known &= rows.null_count() == 0;
+            least = rows.iter().flatten().fold(least, i64::min);
+        }
+        self.highest = (is_known && least < i64::MAX).then_some(least);
+        Ok(())
     }
 
     fn on_end(&mut self, _port: Port, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {

@@ -26,6 +26,7 @@ mod over;
 pub mod process;
 mod project;
 mod rank;
+mod row_table;
 mod runtime_filter;
 mod scan;
 mod session_assign;
