@@ -79,12 +79,15 @@ impl Operator for AssignWatermark {
         let spec = table();
         // One whose input has ended holds nobody back.
         let highest = self.highest.max(self.emitted);
-        let row = Batch::try_new(Arc::clone(&spec.schema), vec![Arc::new(Int64Array::from(vec![highest]))])?;
+        let row = Batch::try_new(
+            Arc::clone(&spec.schema),
+            vec![Arc::new(Int64Array::from(vec![highest]))],
+        )?;
         state.full(&spec, [Ok(row)]);
         Ok(())
     }
 
-    fn restore(&mut self, state: &mut Restored, _cx: &mut Context) -> Result<()> {
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
         let (mut least, mut is_known) = (i64::MAX, true);
         for rows in state.take(&table())? {
             let rows = rows?;
@@ -93,6 +96,7 @@ impl Operator for AssignWatermark {
             least = rows.iter().flatten().fold(least, i64::min);
         }
         self.highest = (is_known && least < i64::MAX).then_some(least);
+        self.due_ms = cx.clock.now_ms();
         Ok(())
     }
 
@@ -110,7 +114,7 @@ mod tests {
     use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
     use super::*;
-    use crate::operator::harness::Harness;
+    use crate::operator::harness::{Harness, rescaled};
     use crate::plan::ScalarExpr;
 
     fn schema() -> SchemaRef {
@@ -161,5 +165,30 @@ mod tests {
         harness.advance(Duration::from_millis(1)).unwrap();
         assert_eq!(marks(&harness), [1000, 2000]);
         assert_eq!(harness.operator.next_timer(), None);
+    }
+
+    #[test]
+    fn after_a_restore_the_least_of_all_goes_on() {
+        let mut before = [harness(200), harness(200)];
+        for (harness, time) in before.iter_mut().zip([7, 3]) {
+            harness.push(0, batch(vec![Some(time)])).unwrap();
+        }
+        let make = || harness(200).operator;
+        let mut after = rescaled(&mut before, 3, make).unwrap();
+        for harness in &mut after {
+            harness.advance(Duration::ZERO).unwrap();
+            assert_eq!(marks(harness), [3000], "what was said before is said first");
+            harness.push(0, batch(vec![Some(2)])).unwrap();
+            harness.advance(Duration::from_millis(200)).unwrap();
+            assert_eq!(marks(harness), [3000]);
+        }
+        // One without rows has said nothing yet, one that has ended has said all.
+        let mut silent = [harness(200), harness(200)];
+        silent[0].push(0, batch(vec![Some(7)])).unwrap();
+        assert_eq!(rescaled(&mut silent, 1, make).unwrap()[0].operator.next_timer(), None);
+        silent[1].watermark(i64::MAX).unwrap();
+        let mut after = rescaled(&mut silent, 1, make).unwrap();
+        after[0].advance(Duration::ZERO).unwrap();
+        assert_eq!(marks(&after[0]), [7000]);
     }
 }

@@ -56,10 +56,7 @@ impl RowStore {
     }
 
     /// The rows that are there now.
-    pub(in crate::operator) fn freeze(
-        &self,
-        table: &RowTable,
-    ) -> impl Iterator<Item = Result<Batch>> + Send + use<> {
+    pub(in crate::operator) fn freeze(&self, table: &RowTable) -> impl Iterator<Item = Result<Batch>> + Send + use<> {
         self.freeze_after(table, i64::MIN)
     }
 

@@ -63,7 +63,14 @@ impl NullAware {
         self.left_nulls.restore(keys, &self.table, rows, false, now_ms)?;
         for counts in state.take(&counts_table())? {
             let counts = counts?;
-            let total = |column: usize| counts.column(column).as_primitive::<UInt64Type>().values().iter().sum::<u64>();
+            let total = |column: usize| {
+                counts
+                    .column(column)
+                    .as_primitive::<UInt64Type>()
+                    .values()
+                    .iter()
+                    .sum::<u64>()
+            };
             self.right_rows += total(0);
             self.right_nulls += total(1);
         }
