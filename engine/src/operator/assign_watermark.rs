@@ -1,9 +1,18 @@
 //! AssignWatermark: makes watermarks in the middle of a stream, where the source could not.
+//!
+//! A snapshot is how far event time has come. Who gets which rows after a restore is not known, so every subtask goes on
+//! from where the last of them was: it hands that on first, as a source does.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, Int64Array};
+use arrow::datatypes::{DataType, Int64Type};
 
 use crate::data::{Batch, Result, Watermark};
 use crate::operator::stream_scan::highest;
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::{AssignWatermarkSpec, WatermarkSpec};
+use crate::state::{Restored, Snapshot, TableSpec, columns};
 use crate::time::Timer;
 
 /// Hands batches on and, behind them, how far event time has come by them.
@@ -37,6 +46,11 @@ impl AssignWatermark {
     }
 }
 
+/// The highest watermark of each subtask, NULL where there is none yet.
+fn table() -> TableSpec {
+    TableSpec::union("highest", columns([("watermark", DataType::Int64)]))
+}
+
 impl Operator for AssignWatermark {
     fn on_batch(&mut self, _port: Port, batch: Batch, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         self.highest = self.highest.max(highest(&self.spec.expr, &batch)?);
@@ -61,6 +75,31 @@ impl Operator for AssignWatermark {
         (self.highest > self.emitted).then_some(self.due_ms)
     }
 
+    fn snapshot(&mut self, state: &mut Snapshot, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        let spec = table();
+        // One whose input has ended holds nobody back.
+        let highest = self.highest.max(self.emitted);
+        let row = Batch::try_new(
+            Arc::clone(&spec.schema),
+            vec![Arc::new(Int64Array::from(vec![highest]))],
+        )?;
+        state.full(&spec, [Ok(row)]);
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        let (mut least, mut is_known) = (i64::MAX, true);
+        for rows in state.take(&table())? {
+            let rows = rows?;
+            let rows = rows.column(0).as_primitive::<Int64Type>();
+            is_known &= rows.null_count() == 0;
+            least = rows.iter().flatten().fold(least, i64::min);
+        }
+        self.highest = (is_known && least < i64::MAX).then_some(least);
+        self.due_ms = cx.clock.now_ms();
+        Ok(())
+    }
+
     fn on_end(&mut self, _port: Port, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
         Ok(())
     }
@@ -75,7 +114,7 @@ mod tests {
     use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
     use super::*;
-    use crate::operator::harness::Harness;
+    use crate::operator::harness::{Harness, rescaled};
     use crate::plan::ScalarExpr;
 
     fn schema() -> SchemaRef {
@@ -126,5 +165,30 @@ mod tests {
         harness.advance(Duration::from_millis(1)).unwrap();
         assert_eq!(marks(&harness), [1000, 2000]);
         assert_eq!(harness.operator.next_timer(), None);
+    }
+
+    #[test]
+    fn after_a_restore_the_least_of_all_goes_on() {
+        let mut before = [harness(200), harness(200)];
+        for (harness, time) in before.iter_mut().zip([7, 3]) {
+            harness.push(0, batch(vec![Some(time)])).unwrap();
+        }
+        let make = || harness(200).operator;
+        let mut after = rescaled(&mut before, 3, make).unwrap();
+        for harness in &mut after {
+            harness.advance(Duration::ZERO).unwrap();
+            assert_eq!(marks(harness), [3000], "what was said before is said first");
+            harness.push(0, batch(vec![Some(2)])).unwrap();
+            harness.advance(Duration::from_millis(200)).unwrap();
+            assert_eq!(marks(harness), [3000]);
+        }
+        // One without rows has said nothing yet, one that has ended has said all.
+        let mut silent = [harness(200), harness(200)];
+        silent[0].push(0, batch(vec![Some(7)])).unwrap();
+        assert_eq!(rescaled(&mut silent, 1, make).unwrap()[0].operator.next_timer(), None);
+        silent[1].watermark(i64::MAX).unwrap();
+        let mut after = rescaled(&mut silent, 1, make).unwrap();
+        after[0].advance(Duration::ZERO).unwrap();
+        assert_eq!(marks(&after[0]), [7000]);
     }
 }

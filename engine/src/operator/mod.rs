@@ -26,6 +26,9 @@ mod over;
 pub mod process;
 mod project;
 mod rank;
+#[cfg(test)]
+mod rescaling;
+mod row_table;
 mod runtime_filter;
 mod scan;
 mod session_assign;

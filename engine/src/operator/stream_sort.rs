@@ -7,14 +7,18 @@ mod tests;
 use std::sync::atomic::Ordering;
 
 use crate::data::{Batch, EngineError, Result, Watermark, batch_bytes, is_changelog};
+use crate::operator::row_table::RowTable;
 use crate::operator::sort::KeyEncoder;
 use crate::operator::time_buffer::{Released, TimeBuffer, TimeColumn, reordered};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::StreamSortSpec;
+use crate::state::{Restored, Snapshot};
 
 /// Sorts a stream by time.
 pub(super) struct StreamSort {
     buffer: TimeBuffer,
+    /// A total order is made in one subtask: all rows are the first one's.
+    table: RowTable,
     /// Of the keys among rows of one time.
     keys: Option<KeyEncoder>,
 }
@@ -39,6 +43,7 @@ impl StreamSort {
         };
         Ok(Self {
             buffer: TimeBuffer::new(TimeColumn::try_new(spec.time, schema)?),
+            table: RowTable::new("waiting", schema, Vec::new(), &[]),
             keys,
         })
     }
@@ -97,6 +102,16 @@ impl Operator for StreamSort {
         }
         cx.hold(self.buffer.bytes())?;
         out.watermark(watermark)
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        state.full(self.table.spec(), self.buffer.freeze(&self.table));
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        self.buffer.restore(&self.table, state.take(self.table.spec())?)?;
+        cx.hold(self.buffer.bytes())
     }
 
     fn on_end(&mut self, _port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {

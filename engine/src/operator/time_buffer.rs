@@ -5,7 +5,7 @@
 //! on the rows that leave and not on those that wait.
 //!
 //! Times are compared as the column has them, in its own unit; the watermark is brought to that unit. Of a snapshot this
-//! is the rows that wait, batch by batch in the order of arrival, and the watermark.
+//! is the rows that wait, batch by batch in the order of arrival.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -20,6 +20,8 @@ use arrow::datatypes::{
 };
 
 use crate::data::{Batch, EngineError, Result, Watermark, batch_bytes, compact_views};
+use crate::operator::row_table::RowTable;
+use crate::state::RestoredRows;
 
 /// What a row that leaves takes beside itself: its time and place, twice while they are sorted. Booked while it waits.
 const LEAVING_ROW_BYTES: usize = 32;
@@ -97,6 +99,7 @@ impl TimeColumn {
 }
 
 /// A batch that waits.
+#[derive(Clone)]
 struct Held {
     batch: Batch,
     /// Its times, rising.
@@ -228,6 +231,32 @@ impl TimeBuffer {
         self.arrived += 1;
         self.put(held, self.arrived);
         Ok(late)
+    }
+
+    /// The rows that wait now, in the order of arrival.
+    pub(super) fn freeze(&self, table: &RowTable) -> impl Iterator<Item = Result<Batch>> + Send + use<> {
+        let mut due: Vec<(u64, usize)> = self.due.iter().map(|Reverse((_, at, place))| (*at, *place)).collect();
+        due.sort_unstable();
+        let held: Vec<Held> = due.iter().filter_map(|(_, place)| self.held[*place].clone()).collect();
+        let table = table.clone();
+        held.into_iter().map(move |held| {
+            let rows = match held.left {
+                0 => held.batch,
+                _ => held.compacted()?.batch,
+            };
+            table.batch(rows.columns().to_vec(), rows.num_rows())
+        })
+    }
+
+    /// Takes the rows of a snapshot.
+    ///
+    /// # Errors
+    /// When a time is NULL.
+    pub(super) fn restore(&mut self, table: &RowTable, rows: RestoredRows) -> Result<()> {
+        for stored in rows {
+            self.add(table.split(&stored?)?.0)?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, held: Held, arrived: u64) {

@@ -13,7 +13,8 @@
 //! What leaves may be older than the watermark: a pair has the time of the row that waited. So watermarks are handed on
 //! with a delay of as much as a row can wait.
 //!
-//! A snapshot holds both stores with times and match counts, and the watermark.
+//! A snapshot holds of both stores the rows that are needed still, with times and match counts. Those that are not have
+//! left, and after a restore, when event time starts anew, must not leave again.
 
 #[cfg(test)]
 mod tests;
@@ -28,8 +29,10 @@ use crate::operator::join_state::{
     Appended, JoinKeys, JoinOutput, Keyed, Kinds, Probe, RowStore, Seekers, SideRows, StoreOptions, in_order,
     match_rows, take_rows, times_of,
 };
+use crate::operator::row_table::RowTable;
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::{IntervalJoinSpec, JoinInputSpec, WindowTime};
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 
 /// Joins two streams within an interval of time.
@@ -46,6 +49,7 @@ pub(super) struct IntervalJoin {
 struct Side {
     keys: JoinKeys,
     store: RowStore,
+    table: RowTable,
     time: WindowTime,
     /// A row of time `t` has partners from `t + before_ms` to `t + after_ms`.
     before_ms: i64,
@@ -56,14 +60,23 @@ struct Side {
 }
 
 impl Side {
-    fn new(spec: &JoinInputSpec, keys: JoinKeys, time: WindowTime, from_to: (i64, i64), tells_unmatched: bool) -> Self {
+    fn new(
+        name: &str,
+        spec: &JoinInputSpec,
+        keys: JoinKeys,
+        time: WindowTime,
+        from_to: (i64, i64),
+        tells_unmatched: bool,
+    ) -> Self {
         let options = StoreOptions {
             times: true,
             counts: tells_unmatched,
             ..StoreOptions::default()
         };
+        let store = RowStore::new(spec, &keys, options);
         Self {
-            store: RowStore::new(spec, &keys, options),
+            table: store.table(name, &spec.keys),
+            store,
             keys,
             time,
             before_ms: from_to.0,
@@ -129,8 +142,9 @@ impl IntervalJoin {
         Ok(Self {
             join_type: spec.join_type,
             sides: [
-                Side::new(&spec.left, left, spec.left_time, (lower, upper), tells_left),
+                Side::new("left", &spec.left, left, spec.left_time, (lower, upper), tells_left),
                 Side::new(
+                    "right",
                     &spec.right,
                     right,
                     spec.right_time,
@@ -410,6 +424,27 @@ impl Operator for IntervalJoin {
             Some(side.last_partner(time).saturating_add(1))
         };
         self.sides.iter().filter_map(due).min()
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        for side in &self.sides {
+            let needless = match self.reached_ms {
+                i64::MIN => i64::MIN,
+                reached_ms => side.needless_through(reached_ms),
+            };
+            state.full(side.table.spec(), side.store.freeze_after(&side.table, needless));
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        // By the clock rows are in the order of time, which tells when the next one is due.
+        let (by_time, now_ms) = (self.is_by_clock(), cx.clock.now_ms());
+        for side in &mut self.sides {
+            let rows = state.take(side.table.spec())?;
+            side.store.restore(&side.keys, &side.table, rows, by_time, now_ms)?;
+        }
+        self.hold(cx)
     }
 
     fn on_end(&mut self, port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {

@@ -13,8 +13,10 @@ use crate::data::Batch;
 use crate::operator::Operator;
 use crate::operator::harness::Harness;
 use crate::operator::join_state::naive::{
-    JOIN_TYPES, KEY_KINDS, KeyKind, Row, batch, expected, filter, input, keys_match, output_schema, rows, sorted,
+    JOIN_TYPES, KEY_KINDS, KeyKind, Row, all_sorted, batch, expected, filter, input, keys_match, output_schema, rows,
+    sorted,
 };
+use crate::operator::rescaling::{self, PARALLELISMS, Placed};
 use crate::plan::{IntervalJoinSpec, WindowTime};
 
 fn spec(join_type: JoinType, keys: KeyKind, filtered: bool, bounds: (i64, i64), time: WindowTime) -> IntervalJoinSpec {
@@ -217,6 +219,50 @@ proptest! {
             prop_assert_eq!(&got, &by_definition);
             prop_assert_eq!(model.late, 0);
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn goes_on_after_a_cut_at_any_parallelism(
+        steps in prop::collection::vec((steps(), prop::option::of(0..PARALLELISMS.len())), 1..4),
+        join_type in 0..JOIN_TYPES.len(),
+        keys in 0..KEY_KINDS.len(),
+        filtered in any::<bool>(),
+        bounds in (-20..20i64, -5..30i64).prop_map(|(lower, len)| (lower, lower + len)),
+        by_clock in any::<bool>(),
+        parallelism in 0..PARALLELISMS.len(),
+        batch_size in 1..40usize,
+    ) {
+        let (join_type, keys) = (JOIN_TYPES[join_type], KEY_KINDS[keys]);
+        let time = if by_clock { WindowTime::Processing } else { WindowTime::Event(3) };
+        let spec = spec(join_type, keys, filtered, bounds, time);
+        let (mut todo, mut reached) = (Vec::new(), 0);
+        for (part, cut) in steps {
+            for step in part {
+                todo.push(match step {
+                    Step::Rows(side, mut rows) => {
+                        // Some are late.
+                        rows.iter_mut().for_each(|row| row.time += reached - 10);
+                        rescaling::Step::Rows(side, batch(side, &rows, None))
+                    }
+                    Step::Watermark(by) if by_clock => rescaling::Step::Wait(by as u64),
+                    Step::Watermark(by) => {
+                        reached += by;
+                        rescaling::Step::Watermark(reached)
+                    }
+                });
+            }
+            todo.extend(cut.map(|cut| rescaling::Step::Cut(PARALLELISMS[cut])));
+        }
+        let placed = Placed { keys: &[Some(keys.columns()); 2], batch_size, ends_again: true };
+        let make = || IntervalJoin::new(&spec).unwrap();
+        let disturbed = rescaling::run(make, &placed, PARALLELISMS[parallelism], &todo);
+        todo.retain(|step| !matches!(step, rescaling::Step::Cut(_)));
+        let undisturbed = rescaling::run(make, &placed, 1, &todo);
+        prop_assert_eq!(all_sorted(&spec.schema.0, &disturbed), all_sorted(&spec.schema.0, &undisturbed));
     }
 }
 

@@ -6,12 +6,13 @@
 //! judges pairs by the residual condition and gathers them into output. [`Waiting`] holds rows back until the watermark has
 //! reached them.
 //!
-//! A snapshot of a store consists of its live rows with, per row, its time, its match count and its arrival where the join
-//! keeps those. Hashes and indexes are made anew.
+//! A snapshot of a store ([`frozen`]) consists of its live rows with, per row, its time, its match count and its arrival
+//! where the join keeps those. Hashes and indexes are made anew.
 
 mod equality;
 mod event_time;
 mod expansion;
+mod frozen;
 mod index;
 mod keys;
 mod matching;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int32Array, Int64Array, StringViewArray, TimestampMicrosecondArray, UInt8Array};
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::common::JoinType;
 use proptest::prelude::*;
@@ -37,6 +38,18 @@ pub(in crate::operator) enum KeyKind {
 
 /// All of them.
 pub(in crate::operator) const KEY_KINDS: [KeyKind; 4] = [KeyKind::Number, KeyKind::Text, KeyKind::Both, KeyKind::None];
+
+impl KeyKind {
+    /// The columns by which rows are dealt to subtasks.
+    pub(in crate::operator) fn columns(self) -> &'static [usize] {
+        match self {
+            KeyKind::Number => &[0],
+            KeyKind::Text => &[1],
+            KeyKind::Both => &[0, 1],
+            KeyKind::None => &[],
+        }
+    }
+}
 
 /// A row of either side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,14 +107,9 @@ pub(in crate::operator) fn input(side: usize, keys: KeyKind, changelog: bool) ->
     } else {
         schema(side)
     };
-    let columns: &[usize] = match keys {
-        KeyKind::Number => &[0],
-        KeyKind::Text => &[1],
-        KeyKind::Both => &[0, 1],
-        KeyKind::None => &[],
-    };
     JoinInputSpec {
-        keys: columns
+        keys: keys
+            .columns()
             .iter()
             .map(|column| ScalarExpr::column(*column, &schema))
             .collect(),
@@ -139,6 +147,11 @@ pub(in crate::operator) fn sorted(batch: &Batch) -> Vec<String> {
     let mut lines = lines(batch);
     lines.sort();
     lines
+}
+
+/// The rows of batches as text, sorted.
+pub(in crate::operator) fn all_sorted(schema: &SchemaRef, batches: &[Batch]) -> Vec<String> {
+    sorted(&concat_batches(schema, batches).unwrap())
 }
 
 /// Applies a changelog to the table that it describes; fails when it takes back what is not there.

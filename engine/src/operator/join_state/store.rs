@@ -71,8 +71,8 @@ pub(super) struct Removals {
 
 /// The rows of one side.
 pub(in crate::operator) struct RowStore {
-    schema: SchemaRef,
-    options: StoreOptions,
+    pub(super) schema: SchemaRef,
+    pub(super) options: StoreOptions,
     pub(super) pieces: Pieces,
     /// Of the first rows; the others' are computed when somebody asks.
     pub(super) hashes: Vec<u64>,
@@ -85,7 +85,7 @@ pub(in crate::operator) struct RowStore {
     /// Matches of the rows.
     pub(in crate::operator) counts: Vec<u32>,
     /// Arrival, and the number after the last row that came then.
-    arrivals: VecDeque<(i64, u32)>,
+    pub(super) arrivals: VecDeque<(i64, u32)>,
     /// Rows before this one are forgotten.
     pub(super) first: u32,
     /// What comparing hashes of rows that are not indexed has cost since, in units of indexing a row.
@@ -179,6 +179,23 @@ impl RowStore {
     /// # Errors
     /// When there are too many, or a kernel fails.
     pub(in crate::operator) fn append(&mut self, keys: &JoinKeys, appended: &Appended) -> Result<()> {
+        self.append_rows(keys, appended)?;
+        if self.options.ttl_ms.is_some() && appended.rows.num_rows() > 0 {
+            self.note_arrival(appended.now_ms, self.rows() as u32);
+        }
+        Ok(())
+    }
+
+    /// The rows up to number `end` that have not come before came at `now_ms`.
+    pub(super) fn note_arrival(&mut self, now_ms: i64, end: u32) {
+        match self.arrivals.back_mut() {
+            Some((at, last)) if *at >= now_ms => *last = end,
+            _ => self.arrivals.push_back((now_ms, end)),
+        }
+    }
+
+    /// Stores rows without a note of when they came.
+    pub(super) fn append_rows(&mut self, keys: &JoinKeys, appended: &Appended) -> Result<()> {
         let (rows, before) = (appended.rows.num_rows(), self.rows());
         if rows == 0 {
             return Ok(());
@@ -203,15 +220,7 @@ impl RowStore {
             }
             removals.dead.resize(before + rows, false);
         }
-        self.pieces.push(columns, rows, span)?;
-        if self.options.ttl_ms.is_some() {
-            let end = self.rows() as u32;
-            match self.arrivals.back_mut() {
-                Some((at, last)) if *at >= appended.now_ms => *last = end,
-                _ => self.arrivals.push_back((appended.now_ms, end)),
-            }
-        }
-        Ok(())
+        self.pieces.push(columns, rows, span)
     }
 
     /// Forgets all rows.

@@ -10,6 +10,9 @@ use super::pieces::held_bytes;
 use super::store::own_batch;
 use super::take_rows;
 use crate::data::{Batch, Result};
+use crate::operator::row_table::RowTable;
+use crate::plan::ScalarExpr;
+use crate::state::RestoredRows;
 
 /// Small neighbours are joined up to this many rows.
 const JOINED_ROWS: usize = if cfg!(test) { 24 } else { 8192 };
@@ -49,7 +52,7 @@ impl Piece {
     }
 }
 
-/// Rows that wait for a time. A snapshot is the rows and their times.
+/// Rows that wait for a time. A snapshot is the rows, piece by piece; their times follow from them.
 pub(in crate::operator) struct Waiting {
     schema: SchemaRef,
     pieces: Vec<Piece>,
@@ -104,6 +107,37 @@ impl Waiting {
                 self.bytes -= piece.bytes();
             }
             self.add(piece);
+        }
+        Ok(())
+    }
+
+    /// The table of the rows, which belong where `keys` lead.
+    pub(in crate::operator) fn table(&self, name: &str, keys: &[ScalarExpr]) -> RowTable {
+        RowTable::new(name, &self.schema, Vec::new(), keys)
+    }
+
+    /// The rows that wait now, those of one time in the order of arrival.
+    pub(in crate::operator) fn freeze(&self, table: &RowTable) -> impl Iterator<Item = Result<Batch>> + Send + use<> {
+        let pieces: Vec<Batch> = self.pieces.iter().map(|piece| piece.rest().0).collect();
+        let table = table.clone();
+        let rows = pieces.into_iter();
+        rows.map(move |rows| table.batch(rows.columns().to_vec(), rows.num_rows()))
+    }
+
+    /// Takes the rows of a snapshot, whose times `times` finds.
+    ///
+    /// # Errors
+    /// When a time cannot be found or a kernel fails.
+    pub(in crate::operator) fn restore(
+        &mut self,
+        table: &RowTable,
+        rows: RestoredRows,
+        times: impl Fn(&Batch) -> Result<Vec<i64>>,
+    ) -> Result<()> {
+        for stored in rows {
+            let (rows, _) = table.split(&stored?)?;
+            let times = times(&rows)?;
+            self.push(&rows, times)?;
         }
         Ok(())
     }

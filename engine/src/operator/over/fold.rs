@@ -21,6 +21,7 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Decimal128Type, DecimalType, Float64Type, i256};
 
 use super::keep::Keep;
+use super::kept::Room;
 use super::steps::Steps;
 use crate::data::{EngineError, Result};
 
@@ -82,15 +83,21 @@ fn counted(input: &Input) -> Option<BooleanBuffer> {
 /// COUNT.
 #[derive(Default)]
 pub(super) struct Count {
-    totals: Vec<i64>,
-    slots: Vec<bool>,
+    pub(super) totals: Vec<i64>,
+    pub(super) slots: Vec<bool>,
+}
+
+impl Count {
+    pub(super) fn fit(&mut self, room: Room) {
+        fit(&mut self.totals, room.groups, 0);
+        fit(&mut self.slots, room.slots, false);
+    }
 }
 
 impl OverFunction for Count {
     fn run(&mut self, input: &Input, steps: &Steps, _next: &[u32]) -> Result<ArrayRef> {
         let counted = counted(input);
-        fit(&mut self.totals, steps.groups_total, 0);
-        fit(&mut self.slots, steps.slots_total, false);
+        self.fit(steps.room());
         let mut results = vec![0; steps.rows()];
         let mut start = 0;
         for (step, group) in steps.groups.iter().enumerate() {
@@ -134,7 +141,7 @@ impl OverFunction for Count {
 pub(super) type Native<F> = <<F as Fold>::Value as ArrowPrimitiveType>::Native;
 
 /// How values make a result.
-pub(super) trait Fold: Send {
+pub(super) trait Fold: Send + 'static {
     /// Of the values and totals.
     type Value: ArrowPrimitiveType;
     /// Combined with any value it gives that value.
@@ -286,14 +293,14 @@ impl<T: ArrowPrimitiveType, const MAX: bool> Fold for Extreme<T, MAX> {
 /// A fold over frames.
 pub(super) struct Folded<F, K> {
     fold: F,
-    keep: K,
+    pub(super) keep: K,
     /// Of each partition, how many values count.
-    counts: Vec<i64>,
+    pub(super) counts: Vec<i64>,
     /// Of each slot, whether its value does.
-    slots: Vec<bool>,
+    pub(super) slots: Vec<bool>,
     /// The type that values are brought to, and that of the results.
-    carrier: DataType,
-    result: DataType,
+    pub(super) carrier: DataType,
+    pub(super) result: DataType,
 }
 
 impl<F: Fold, K: Keep<F>> Folded<F, K> {
@@ -307,6 +314,12 @@ impl<F: Fold, K: Keep<F>> Folded<F, K> {
             carrier,
             result,
         }
+    }
+
+    pub(super) fn fit(&mut self, room: Room) {
+        fit(&mut self.counts, room.groups, 0);
+        fit(&mut self.slots, room.slots, false);
+        self.keep.fit(room.groups, room.slots);
     }
 }
 
@@ -323,9 +336,7 @@ impl<F: Fold, K: Keep<F>> OverFunction for Folded<F, K> {
         };
         let array = one_nan(array);
         let values = array.as_primitive::<F::Value>().values();
-        fit(&mut self.counts, steps.groups_total, 0);
-        fit(&mut self.slots, steps.slots_total, false);
-        self.keep.fit(steps.groups_total, steps.slots_total);
+        self.fit(steps.room());
         let mut results = vec![F::NEUTRAL; steps.rows()];
         let mut valid = vec![true; steps.rows()];
         let mut all_valid = true;

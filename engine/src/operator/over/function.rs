@@ -5,9 +5,10 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Decimal128Type, Float64Type, Int64Type, UInt64Type};
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 
-use super::fold::{Count, DecimalAverage, Extreme, FloatAverage, Fold, Folded, OverFunction, Sum, Undo};
+use super::fold::{Count, DecimalAverage, Extreme, FloatAverage, Fold, Folded, Sum, Undo};
 use super::general::General;
 use super::keep::{Additive, Running, TwoStacks};
+use super::kept::Function;
 
 /// `function` of arguments of these types with results of type `result`, over frames that rows leave, or not.
 pub(super) fn over_function(
@@ -15,20 +16,28 @@ pub(super) fn over_function(
     arguments: &[DataType],
     result: &DataType,
     rows_leave: bool,
-) -> Box<dyn OverFunction> {
+) -> Box<dyn Function> {
     let own = match (function.is_distinct() || !function.order_bys().is_empty(), arguments) {
         (false, arguments)
             if function.fun().name() == "count" && *result == DataType::Int64 && !arguments.is_empty() =>
         {
-            Some(Box::new(Count::default()) as Box<dyn OverFunction>)
+            Some(Box::new(Count::default()) as Box<dyn Function>)
         }
         (false, [argument]) => own_function(function.fun().name(), argument, result, rows_leave),
         _ => None,
     };
-    own.unwrap_or_else(|| Box::new(General::new(Arc::clone(function), result.clone(), rows_leave)))
+    own.unwrap_or_else(|| {
+        let arguments = arguments.to_vec();
+        Box::new(General::new(
+            Arc::clone(function),
+            arguments,
+            result.clone(),
+            rows_leave,
+        ))
+    })
 }
 
-fn own_function(name: &str, argument: &DataType, result: &DataType, rows_leave: bool) -> Option<Box<dyn OverFunction>> {
+fn own_function(name: &str, argument: &DataType, result: &DataType, rows_leave: bool) -> Option<Box<dyn Function>> {
     use DataType::{Decimal128, Float64, Int64, UInt64};
     let of = |carrier: &DataType| (carrier.clone(), result.clone());
     Some(match (name, result) {
@@ -54,7 +63,7 @@ fn own_function(name: &str, argument: &DataType, result: &DataType, rows_leave: 
     })
 }
 
-fn extreme<const MAX: bool>(data_type: &DataType, rows_leave: bool) -> Option<Box<dyn OverFunction>> {
+fn extreme<const MAX: bool>(data_type: &DataType, rows_leave: bool) -> Option<Box<dyn Function>> {
     use DataType::*;
     let types = |carrier: DataType| (carrier, data_type.clone());
     Some(match data_type {
@@ -82,11 +91,7 @@ fn extreme<const MAX: bool>(data_type: &DataType, rows_leave: bool) -> Option<Bo
 }
 
 /// A fold that can be undone exactly.
-fn undone<F: Undo + 'static>(
-    fold: F,
-    (carrier, result): (DataType, DataType),
-    rows_leave: bool,
-) -> Box<dyn OverFunction> {
+fn undone<F: Undo>(fold: F, (carrier, result): (DataType, DataType), rows_leave: bool) -> Box<dyn Function> {
     match rows_leave {
         true => Box::new(Folded::<F, Additive<F>>::new(fold, carrier, result)),
         false => Box::new(Folded::<F, Running<F>>::new(fold, carrier, result)),
@@ -94,11 +99,7 @@ fn undone<F: Undo + 'static>(
 }
 
 /// A fold that cannot.
-fn refolded<F: Fold + 'static>(
-    fold: F,
-    (carrier, result): (DataType, DataType),
-    rows_leave: bool,
-) -> Box<dyn OverFunction> {
+fn refolded<F: Fold>(fold: F, (carrier, result): (DataType, DataType), rows_leave: bool) -> Box<dyn Function> {
     match rows_leave {
         true => Box::new(Folded::<F, TwoStacks<F>>::new(fold, carrier, result)),
         false => Box::new(Folded::<F, Running<F>>::new(fold, carrier, result)),

@@ -17,7 +17,7 @@ use crate::data::Result;
 
 /// How a function copes with what leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     /// Nothing leaves.
     Grow,
     /// It is retracted.
@@ -28,28 +28,34 @@ enum Way {
 
 /// One partition.
 #[derive(Default)]
-struct Partition {
-    accumulator: Option<Box<dyn Accumulator>>,
+pub(super) struct Partition {
+    pub(super) accumulator: Option<Box<dyn Accumulator>>,
     /// The slots of the rows in the frame that count, to compute from.
-    rows: VecDeque<u32>,
-    bytes: usize,
+    pub(super) rows: VecDeque<u32>,
+    pub(super) bytes: usize,
 }
 
 /// A function of DataFusion over the frames of all partitions.
 pub(super) struct General {
-    function: Arc<AggregateFunctionExpr>,
+    pub(super) function: Arc<AggregateFunctionExpr>,
+    pub(super) arguments: Vec<DataType>,
     result: DataType,
-    way: Way,
-    partitions: Vec<Partition>,
+    pub(super) way: Way,
+    pub(super) partitions: Vec<Partition>,
     /// Of each slot the arguments, if the row counts.
-    slots: Vec<Option<Box<[ScalarValue]>>>,
+    pub(super) slots: Vec<Option<Box<[ScalarValue]>>>,
     /// Bytes of accumulators and arguments.
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 impl General {
-    /// `function`, its results cast to `result`, over frames that rows leave, or not.
-    pub(super) fn new(function: Arc<AggregateFunctionExpr>, result: DataType, rows_leave: bool) -> Self {
+    /// `function` of arguments of these types, its results cast to `result`, over frames that rows leave, or not.
+    pub(super) fn new(
+        function: Arc<AggregateFunctionExpr>,
+        arguments: Vec<DataType>,
+        result: DataType,
+        rows_leave: bool,
+    ) -> Self {
         let way = match rows_leave {
             false => Way::Grow,
             // There is no way to ask a function but to try.
@@ -58,6 +64,7 @@ impl General {
         };
         Self {
             function,
+            arguments,
             result,
             way,
             partitions: Vec::new(),
@@ -125,7 +132,7 @@ impl General {
         Ok(())
     }
 
-    fn accumulator(&mut self, group: usize) -> Result<&mut Box<dyn Accumulator>> {
+    pub(super) fn accumulator(&mut self, group: usize) -> Result<&mut Box<dyn Accumulator>> {
         let function = &self.function;
         let way = self.way;
         let slot = &mut self.partitions[group].accumulator;
@@ -161,14 +168,14 @@ impl General {
     }
 }
 
-fn create(function: &AggregateFunctionExpr, way: Way) -> Result<Box<dyn Accumulator>> {
+pub(super) fn create(function: &AggregateFunctionExpr, way: Way) -> Result<Box<dyn Accumulator>> {
     Ok(match way {
         Way::Retract => function.create_sliding_accumulator()?,
         Way::Grow | Way::Recompute => function.create_accumulator()?,
     })
 }
 
-fn arguments_bytes(arguments: &[ScalarValue]) -> usize {
+pub(super) fn arguments_bytes(arguments: &[ScalarValue]) -> usize {
     arguments.iter().map(ScalarValue::size).sum()
 }
 

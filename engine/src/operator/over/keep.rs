@@ -1,9 +1,10 @@
 //! How the totals of frames are kept: see [`super::fold`].
 
 use super::fold::{Fold, Native, Undo, fit, keep, vec_bytes};
+use super::kept::KeptTotals;
 
 /// How the totals of frames are kept.
-pub(super) trait Keep<F: Fold>: Default + Send {
+pub(super) trait Keep<F: Fold>: KeptTotals<F> + Default + Send + Sync + 'static {
     /// Makes room for partitions and slots.
     fn fit(&mut self, groups: usize, slots: usize);
     /// A value comes in; `slot` is there when it will leave.
@@ -21,7 +22,7 @@ pub(super) trait Keep<F: Fold>: Default + Send {
 }
 
 /// Totals that only grow.
-pub(super) struct Running<F: Fold>(Vec<Native<F>>);
+pub(super) struct Running<F: Fold>(pub(super) Vec<Native<F>>);
 
 impl<F: Fold> Default for Running<F> {
     fn default() -> Self {
@@ -64,8 +65,8 @@ impl<F: Fold> Keep<F> for Running<F> {
 
 /// Totals from which what leaves is subtracted.
 pub(super) struct Additive<F: Fold> {
-    totals: Running<F>,
-    slots: Vec<Native<F>>,
+    pub(super) totals: Running<F>,
+    pub(super) slots: Vec<Native<F>>,
 }
 
 impl<F: Fold> Default for Additive<F> {
@@ -118,14 +119,14 @@ impl<F: Undo> Keep<F> for Additive<F> {
 /// Two stacks per partition, see the module.
 pub(super) struct TwoStacks<F: Fold> {
     /// Of the older part of a queue the total from the slot to that part's end, of the younger part the slot's value.
-    slots: Vec<Native<F>>,
+    pub(super) slots: Vec<Native<F>>,
     /// The oldest and youngest slot, and how many belong to the older part.
-    heads: Vec<u32>,
-    tails: Vec<u32>,
-    older: Vec<u32>,
+    pub(super) heads: Vec<u32>,
+    pub(super) tails: Vec<u32>,
+    pub(super) older: Vec<u32>,
     /// The total of the younger part.
-    younger: Vec<Native<F>>,
-    path: Vec<u32>,
+    pub(super) younger: Vec<Native<F>>,
+    pub(super) path: Vec<u32>,
 }
 
 impl<F: Fold> Default for TwoStacks<F> {

@@ -6,14 +6,17 @@
 //! over its column ([`fold`], [`general`]). In processing time a batch is such a piece; its rows came at the same time, so
 //! in a RANGE frame of so many milliseconds they are peers, while a frame without bound goes row by row, as in Flink.
 //!
-//! Partitions are numbers; what is kept of them are vectors by that number. A snapshot consists of the rows that wait,
-//! the partition keys, per function the totals of frames without bound, and of the others the rows that are in the queue
-//! (time and arguments in order), from which the totals follow by pushing them anew.
+//! Partitions are numbers; what is kept of them are vectors by that number. A snapshot ([`checkpoint`]) consists of the
+//! rows that wait, the partition keys with the totals of each function, and of frames that rows leave the rows in the
+//! queue, in order, with the values of each function ([`kept`]): floats go on to the bit.
 
+mod checkpoint;
 mod fold;
 mod function;
 mod general;
+mod general_kept;
 mod keep;
+mod kept;
 mod partitions;
 mod steps;
 #[cfg(test)]
@@ -26,15 +29,18 @@ use arrow::array::{Array, ArrayRef, UInt64Array};
 use arrow::compute::cast;
 use arrow::datatypes::SchemaRef;
 
-use self::fold::{Input, OverFunction};
+use self::fold::Input;
 use self::function::over_function;
+use self::kept::Function;
 use self::partitions::Partitions;
 use self::steps::{Bound, Queue, Steps};
 use crate::data::{Batch, EngineError, ROW_KIND_COLUMN, Result, Watermark, batch_bytes};
 use crate::operator::aggregate::{as_mask, evaluate_all, raw_arguments};
+use crate::operator::row_table::RowTable;
 use crate::operator::time_buffer::{TimeBuffer, TimeColumn};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::{Aggregates, OverFrame, OverSpec, WindowTime};
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 
 /// Frames are looked through for rows that have become too old once they hold twice what was left the last time, and so
@@ -45,6 +51,8 @@ const SWEEP_ROWS: usize = 1 << 13;
 pub(super) struct Over {
     /// The rows that wait, in event time.
     buffer: Option<(TimeBuffer, TimeColumn)>,
+    /// The table of those.
+    waiting: RowTable,
     partitions: Partitions,
     aggregates: Aggregates,
     frames: Vec<Frame>,
@@ -63,12 +71,14 @@ pub(super) struct Over {
 
 /// The functions of one frame.
 struct Frame {
+    /// What tells it from others.
+    name: String,
     by_peers: bool,
     queue: Option<Queue>,
     /// How much older rows may be, when that is what bounds the frame.
     span: Option<i64>,
     /// With the number of their column.
-    functions: Vec<(usize, Box<dyn OverFunction>)>,
+    functions: Vec<(usize, Box<dyn Function>)>,
 }
 
 impl Over {
@@ -106,6 +116,7 @@ impl Over {
         };
         let frames = frames(&spec, buffer.as_ref().map(|(_, column)| *column))?;
         Ok(Self {
+            waiting: RowTable::new("waiting", &spec.aggregates.input, Vec::new(), &spec.partition_by),
             buffer,
             partitions: Partitions::new(&spec.partition_by)?,
             empties: spec.row_numbers == 0 && frames.iter().all(|frame| frame.span.is_some()),
@@ -365,6 +376,12 @@ fn frames(spec: &OverSpec, time: Option<TimeColumn>) -> Result<Vec<Frame>> {
                     OverFrame::RowsUnbounded | OverFrame::Rows(_) => false,
                 };
                 let frame = Frame {
+                    name: match kind {
+                        OverFrame::RowsUnbounded => "all rows".into(),
+                        OverFrame::RangeUnbounded => "all times".into(),
+                        OverFrame::Rows(rows) => format!("{rows} rows"),
+                        OverFrame::Range(ms) => format!("{ms} ms"),
+                    },
                     by_peers,
                     queue: bound.map(Queue::new),
                     span: bound.and_then(|bound| match bound {
@@ -430,6 +447,15 @@ impl Operator for Over {
 
     fn next_timer(&self) -> Option<i64> {
         self.check_at
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        self.freeze(state)
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        self.thaw(state, cx)?;
+        cx.hold(self.bytes())
     }
 
     fn on_end(&mut self, _port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {

@@ -3,6 +3,7 @@
 
 use arrow::array::{ArrayRef, UInt32Array};
 use arrow::compute::take;
+use arrow::datatypes::DataType;
 
 use crate::data::{Batch, EngineError, Result};
 use crate::operator::aggregate::GroupTable;
@@ -10,6 +11,17 @@ use crate::plan::ScalarExpr;
 
 /// So few are never worth numbering anew.
 const FEW: usize = 1024;
+
+/// Keys that are copied at once.
+const COPIED_KEYS: usize = 1 << 16;
+
+/// The partitions that matter, at a barrier.
+pub(super) struct FrozenPartitions {
+    /// Their numbers and keys.
+    pub(super) chunks: Vec<(Vec<u32>, Vec<ArrayRef>)>,
+    /// By number.
+    pub(super) last_seen: Vec<Option<i64>>,
+}
 
 /// Partition keys to numbers.
 pub(super) struct Partitions {
@@ -83,6 +95,78 @@ impl Partitions {
             }
         }
         Ok(self.groups.iter().map(|group| *group as u32).collect())
+    }
+
+    /// The types of the keys as they are kept.
+    pub(super) fn key_types(&self) -> &[DataType] {
+        self.table.as_ref().map_or(&[], GroupTable::key_types)
+    }
+
+    /// The keys of those that matter.
+    ///
+    /// # Errors
+    /// When keys cannot be copied.
+    pub(super) fn freeze(&self) -> Result<FrozenPartitions> {
+        let mut chunks = Vec::new();
+        for start in (0..self.len()).step_by(COPIED_KEYS) {
+            let end = (start + COPIED_KEYS).min(self.len());
+            let groups: Vec<u32> = (start..end)
+                .filter(|group| self.last_seen[*group].is_some())
+                .map(|group| group as u32)
+                .collect();
+            if groups.is_empty() {
+                continue;
+            }
+            let mut keys = match &self.table {
+                Some(table) => table.emit_keys(start..end)?,
+                None => Vec::new(),
+            };
+            if groups.len() < end - start {
+                let places: UInt32Array = groups.iter().map(|group| group - start as u32).collect();
+                let kept = keys.iter().map(|key| Ok(take(key, &places, None)?));
+                keys = kept.collect::<Result<Vec<_>>>()?;
+            }
+            chunks.push((groups, keys));
+        }
+        Ok(FrozenPartitions {
+            chunks,
+            last_seen: self.last_seen.clone(),
+        })
+    }
+
+    /// Takes partitions that were last seen at these times; gives their numbers.
+    ///
+    /// # Errors
+    /// When there are too many partitions.
+    pub(super) fn restore(&mut self, keys: &[ArrayRef], seen: &[i64]) -> Result<Vec<usize>> {
+        match &mut self.table {
+            None => self.groups = vec![0; seen.len()],
+            Some(table) => table.intern_wider(keys, &mut self.groups)?,
+        }
+        let total = self.table.as_ref().map_or(1, GroupTable::len);
+        self.last_seen.resize(total, None);
+        for (group, seen) in self.groups.iter().zip(seen) {
+            self.alive += usize::from(self.last_seen[*group].replace(*seen).is_none());
+        }
+        Ok(std::mem::take(&mut self.groups))
+    }
+
+    /// The numbers of partitions that are there.
+    ///
+    /// # Errors
+    /// When one is not.
+    pub(super) fn find(&mut self, keys: &[ArrayRef], rows: usize) -> Result<Vec<usize>> {
+        match &mut self.table {
+            None => self.groups = vec![0; rows],
+            Some(table) => table.intern_wider(keys, &mut self.groups)?,
+        }
+        let groups = std::mem::take(&mut self.groups);
+        match groups.iter().all(|group| *group < self.len()) {
+            true => Ok(groups),
+            false => Err(EngineError::Internal(
+                "the state of an OVER has rows of a partition that is not there".into(),
+            )),
+        }
     }
 
     /// How many numbers are in use.

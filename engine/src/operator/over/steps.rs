@@ -1,6 +1,7 @@
 //! What happens to the frames of the partitions, decided once for all functions of a frame: which rows come in, which go,
 //! and when a value is due. Each function then replays these [`Steps`] over its own column in one loop.
 
+use super::kept::Room;
 use crate::data::{EngineError, Result};
 
 /// No slot.
@@ -59,6 +60,14 @@ impl Steps {
         steps
     }
 
+    /// How large the columns of functions must be.
+    pub(super) fn room(&self) -> Room {
+        Room {
+            groups: self.groups_total,
+            slots: self.slots_total,
+        }
+    }
+
     /// How many rows come in.
     pub(super) fn rows(&self) -> usize {
         self.row_ends.last().map_or(0, |end| *end as usize)
@@ -99,6 +108,7 @@ pub(super) enum Bound {
 
 /// The rows that are in the frames of all partitions: numbered slots, chained per partition from the oldest on. Functions
 /// keep a value per slot.
+#[derive(Clone)]
 pub(super) struct Queue {
     bound: Bound,
     /// Of each slot, the time of its row and the next slot of the partition.
@@ -216,6 +226,30 @@ impl Queue {
         }
         self.note(&mut steps);
         steps
+    }
+
+    /// The slots of a partition's rows and their times, from the oldest on.
+    pub(super) fn rows_of(&self, group: usize, slots: &mut Vec<u32>, times: &mut Vec<i64>) {
+        let Some(length) = self.lengths.get(group) else { return };
+        let mut slot = self.heads[group];
+        for _ in 0..*length {
+            slots.push(slot);
+            times.push(self.times[slot as usize]);
+            slot = self.next[slot as usize];
+        }
+    }
+
+    /// Rows of partitions come in, none leaves: their slots, and whether each is its partition's oldest.
+    ///
+    /// # Errors
+    /// When the rows are too many to be counted.
+    pub(super) fn enter(&mut self, groups: &[usize], times: &[i64]) -> Result<(Vec<u32>, Vec<bool>)> {
+        let (mut slots, mut is_first) = (Vec::with_capacity(groups.len()), Vec::with_capacity(groups.len()));
+        for (group, time) in groups.iter().zip(times) {
+            is_first.push(self.is_empty(*group));
+            slots.push(self.push(*group, *time)?);
+        }
+        Ok((slots, is_first))
     }
 
     /// All functions have seen the steps.

@@ -7,6 +7,7 @@ use arrow::array::{
     Array, ArrayRef, AsArray, Decimal128Array, Float64Array, Int32Array, Int64Array, StringArray,
     TimestampMicrosecondArray, TimestampMillisecondArray,
 };
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Float64Type, Int32Type, Int64Type, Schema, TimeUnit, UInt64Type};
 use datafusion::functions_aggregate::{average, count, first_last, min_max, sum};
 use datafusion::logical_expr::{AggregateUDF, Operator as BinaryOperator};
@@ -17,6 +18,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::operator::harness::Harness;
+use crate::operator::keyed::folded::lines;
+use crate::operator::rescaling::{self, PARALLELISMS, Placed, Step};
 use crate::plan::{ScalarExpr, SchemaSpec};
 
 /// A row of the model.
@@ -348,6 +351,49 @@ proptest! {
         let expected: Vec<String> = naive(&rows, frame, &of).into_iter().zip(naive(&rows, other, &of)).zip(numbers)
             .map(|((one, other), number)| format!("{one}|{other}|{number}")).collect();
         prop_assert_eq!(appended(&mut harness), expected);
+    }
+
+    #[test]
+    fn goes_on_after_a_cut_at_any_parallelism(
+        input in any_input(),
+        cuts in proptest::collection::vec(proptest::option::of((0..PARALLELISMS.len(), 0_u64..30)), 8),
+        frame in any_frame(),
+        other in any_frame(),
+        by_clock: bool,
+        in_parts: bool,
+        ttl in proptest::option::of(1_u64..60),
+        batch_size in 1_usize..20,
+    ) {
+        let with = |frame: OverFrame| functions().into_iter().map(move |(function, _)| (function, frame));
+        let all: Vec<_> = with(frame).chain(with(other)).collect();
+        let time = if by_clock { WindowTime::Processing } else { WindowTime::Event(1) };
+        let mut spec = spec(&all, time, 1);
+        spec.ttl_ms = ttl;
+        let mut keys: &[usize] = &[0];
+        if !in_parts {
+            (spec.partition_by, keys) = (Vec::new(), &[]);
+        }
+        let mut steps = Vec::new();
+        for ((rows, watermark), cut) in input.0.iter().zip(cuts) {
+            steps.push(Step::Rows(0, batch(rows)));
+            steps.extend(watermark.map(Step::Watermark));
+            if let Some((parallelism, wait)) = cut {
+                steps.extend([Step::Wait(wait), Step::Cut(PARALLELISMS[parallelism])]);
+            }
+        }
+        let placed = Placed { keys: &[Some(keys)], batch_size, ends_again: true };
+        let make = || Over::new(spec.clone()).unwrap();
+        let disturbed = rescaling::run(make, &placed, 1, &steps);
+        let in_order = !in_parts || steps.iter().all(|step| !matches!(step, Step::Cut(2..)));
+        steps.retain(|step| !matches!(step, Step::Cut(_)));
+        let undisturbed = rescaling::run(make, &placed, 1, &steps);
+        // The text of a float is the float.
+        let [mut disturbed, mut undisturbed] = [disturbed, undisturbed].map(|batches| lines(&concat_batches(&spec.schema.0, &batches).unwrap()));
+        if !in_order {
+            disturbed.sort();
+            undisturbed.sort();
+        }
+        prop_assert_eq!(disturbed, undisturbed);
     }
 
     #[test]

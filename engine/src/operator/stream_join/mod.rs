@@ -5,8 +5,10 @@
 //! many partners it has: when the first comes or the last goes, what was said of the row before is taken back. Rows that
 //! a batch both adds and takes back cancel out, so of the rest all that is taken back comes before all that is added.
 //!
-//! A snapshot holds both stores with their match counts and arrival times, and the counters of [`NullAware`].
+//! A snapshot ([`checkpoint`]) holds both stores with their match counts and arrival times, and the counters of
+//! [`NullAware`].
 
+mod checkpoint;
 mod null_aware;
 #[cfg(test)]
 mod tests;
@@ -19,9 +21,11 @@ use crate::operator::join_state::{
     Appended, JoinKeys, JoinOutput, Keyed, Kinds, Probe, Removal, RowStore, Seekers, SideRows, StoreOptions, fold,
     in_order, match_rows, take_rows,
 };
+use crate::operator::row_table::RowTable;
 use crate::operator::stream_join::null_aware::NullAware;
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::{JoinInputSpec, StreamJoinSpec};
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 
 /// Joins two streams.
@@ -35,13 +39,15 @@ pub(super) struct StreamJoin {
 struct Side {
     keys: JoinKeys,
     store: RowStore,
+    table: RowTable,
     /// What tells rows apart, when they are taken back.
     identity: Option<Vec<usize>>,
     /// Whether a row without partners comes out beside NULLs.
     is_outer: bool,
     /// Whether partners are counted.
     is_counted: bool,
-    has_ttl: bool,
+    /// Whether rows are forgotten that may still be taken back.
+    may_forget: bool,
     has_ended: bool,
 }
 
@@ -104,11 +110,13 @@ impl StreamJoin {
         }
         let [left, right] = JoinKeys::of_sides(&spec.left, &spec.right, spec.null_equals_null)?;
         let null_aware = spec.null_aware.then(|| NullAware::new(&spec.left, &left));
+        // Who must see all rows of the right side is alone.
+        let in_parts = !spec.null_aware;
         Ok(Self {
             join_type: spec.join_type,
             sides: [
-                Side::new(&spec.left, left, spec.join_type, 0),
-                Side::new(&spec.right, right, spec.join_type, 1),
+                Side::new(&spec.left, left, spec.join_type, 0, in_parts),
+                Side::new(&spec.right, right, spec.join_type, 1, in_parts),
             ],
             output,
             null_aware,
@@ -317,7 +325,7 @@ impl StreamJoin {
         }
         let own = &mut self.sides[run.side];
         let found = own.store.remove(&own.keys, &run.rows)?;
-        let stays = |row: usize| found[row] || own.has_ttl || run.has_null_key(row);
+        let stays = |row: usize| found[row] || own.may_forget || run.has_null_key(row);
         let kept: Vec<u32> = (0..found.len())
             .filter(|row| stays(*row))
             .map(|row| row as u32)
@@ -390,7 +398,7 @@ impl StreamJoin {
 }
 
 impl Side {
-    fn new(spec: &JoinInputSpec, keys: JoinKeys, join_type: JoinType, side: usize) -> Self {
+    fn new(spec: &JoinInputSpec, keys: JoinKeys, join_type: JoinType, side: usize, in_parts: bool) -> Self {
         let is_outer = match join_type {
             JoinType::Full => true,
             JoinType::Left => side == 0,
@@ -410,13 +418,16 @@ impl Side {
             removal,
             ttl_ms: spec.ttl_ms,
         };
+        let store = RowStore::new(spec, &keys, options);
+        let name = if side == 0 { "left" } else { "right" };
         Self {
-            store: RowStore::new(spec, &keys, options),
+            table: store.table(name, if in_parts { &spec.keys } else { &[] }),
+            store,
             keys,
             identity,
             is_outer,
             is_counted,
-            has_ttl: spec.ttl_ms.is_some(),
+            may_forget: spec.ttl_ms.is_some(),
             has_ended: false,
         }
     }
@@ -483,6 +494,15 @@ impl Operator for StreamJoin {
         sides
             .chain(self.null_aware.as_ref().and_then(NullAware::next_expiry))
             .min()
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        self.freeze(state)
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        self.thaw(state, cx)?;
+        self.hold(cx)
     }
 
     fn on_end(&mut self, port: Port, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {

@@ -1,14 +1,19 @@
 //! `NOT IN`: whether a left row comes out depends on all right rows, not only on those of its key.
 
-use arrow::array::UInt32Array;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, UInt32Array, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema, UInt64Type};
 
 use super::Run;
-use crate::data::{Result, RowKind};
+use crate::data::{Batch, Result, RowKind};
 use crate::operator::join_state::{
     Appended, JoinKeys, JoinOutput, Kinds, Removal, RowStore, SideRows, StoreOptions, take_rows,
 };
+use crate::operator::row_table::RowTable;
 use crate::operator::{Collector, Context};
 use crate::plan::JoinInputSpec;
+use crate::state::{Restored, Snapshot, TableSpec};
 
 /// With a NULL among the right rows no left row comes out; a left row whose key is NULL does only while there is no right
 /// row at all.
@@ -17,6 +22,14 @@ pub(super) struct NullAware {
     right_nulls: u64,
     /// The left rows whose key is NULL.
     left_nulls: RowStore,
+    table: RowTable,
+}
+
+/// How many right rows there are, and how many of them have a NULL key.
+fn counts_table() -> TableSpec {
+    let field = |name| Field::new(name, DataType::UInt64, false);
+    let schema = Schema::new(vec![field("right_rows"), field("right_nulls")]);
+    TableSpec::of_rows("right_counts", Arc::new(schema), Vec::new())
 }
 
 impl NullAware {
@@ -26,11 +39,42 @@ impl NullAware {
             ttl_ms: left.ttl_ms,
             ..StoreOptions::default()
         };
+        let left_nulls = RowStore::new(left, keys, options);
         Self {
             right_rows: 0,
             right_nulls: 0,
-            left_nulls: RowStore::new(left, keys, options),
+            table: left_nulls.table("left_nulls", &[]),
+            left_nulls,
         }
+    }
+
+    pub(super) fn freeze(&self, state: &mut Snapshot) -> Result<()> {
+        state.full(self.table.spec(), self.left_nulls.freeze(&self.table));
+        let spec = counts_table();
+        let count = |count: u64| Arc::new(UInt64Array::from(vec![count])) as ArrayRef;
+        let columns = vec![count(self.right_rows), count(self.right_nulls)];
+        let counts = Batch::try_new(Arc::clone(&spec.schema), columns)?;
+        state.full(&spec, [Ok(counts)]);
+        Ok(())
+    }
+
+    pub(super) fn thaw(&mut self, state: &mut Restored, keys: &JoinKeys, now_ms: i64) -> Result<()> {
+        let rows = state.take(self.table.spec())?;
+        self.left_nulls.restore(keys, &self.table, rows, false, now_ms)?;
+        for counts in state.take(&counts_table())? {
+            let counts = counts?;
+            let total = |column: usize| {
+                counts
+                    .column(column)
+                    .as_primitive::<UInt64Type>()
+                    .values()
+                    .iter()
+                    .sum::<u64>()
+            };
+            self.right_rows += total(0);
+            self.right_nulls += total(1);
+        }
+        Ok(())
     }
 
     /// Whether left rows with a key come out.

@@ -11,9 +11,10 @@ use crate::data::{EngineError, is_changelog};
 use crate::operator::Operator;
 use crate::operator::harness::Harness;
 use crate::operator::join_state::naive::{
-    JOIN_TYPES, KEY_KINDS, KeyKind, Row, apply, batch, contents, expected, filter, input, key, keys_match, lines,
-    output_schema, sorted,
+    JOIN_TYPES, KEY_KINDS, KeyKind, Row, all_sorted, apply, batch, contents, expected, filter, input, key, keys_match,
+    lines, output_schema, sorted,
 };
+use crate::operator::rescaling::{self, PARALLELISMS, Placed};
 use crate::plan::{JoinInputSpec, StreamJoinSpec};
 
 fn spec(join_type: JoinType, left: JoinInputSpec, right: JoinInputSpec, filtered: bool) -> StreamJoinSpec {
@@ -170,6 +171,61 @@ proptest! {
             harness.output.batches.drain(..).for_each(|batch| apply(&mut table, &batch));
             prop_assert_eq!(contents(&table), not_in(&tables[0], &tables[1]));
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn goes_on_after_a_cut_at_any_parallelism(
+        changes in prop::collection::vec((steps(), 0..40u64, 0..PARALLELISMS.len()), 1..4),
+        join_type in 0..JOIN_TYPES.len(),
+        keys in 0..KEY_KINDS.len(),
+        (filtered, nulls_match, unique, not_in) in any::<(bool, bool, bool, bool)>(),
+        changelog in (any::<bool>(), any::<bool>()),
+        ttl in prop::option::of(1..60u64),
+        ends in prop::option::of((0..2usize, 0..20usize)),
+        parallelism in 0..PARALLELISMS.len(),
+    ) {
+        let (mut join_type, mut keys) = (JOIN_TYPES[join_type], KEY_KINDS[keys]);
+        if not_in {
+            (join_type, keys) = (JoinType::LeftAnti, KeyKind::Number);
+        }
+        let changelog = [changelog.0, changelog.1];
+        let [left, right] = [0, 1].map(|side| JoinInputSpec {
+            unique_key: unique.then(|| vec![3]),
+            ttl_ms: ttl,
+            ..input(side, keys, changelog[side])
+        });
+        let mut spec = spec(join_type, left, right, filtered && !not_in);
+        spec.null_equals_null = nulls_match && !not_in;
+        spec.null_aware = not_in;
+        let (mut todo, mut tables, mut next_id) = (Vec::new(), [vec![], vec![]], unique.then_some(0));
+        let mut ended = None;
+        for (part, wait, cut) in changes {
+            for (side, changes) in part {
+                if let Some((side, at)) = ends && at == todo.len() {
+                    todo.push(rescaling::Step::End(side));
+                    ended = Some(side);
+                }
+                if ended != Some(side) {
+                    let (rows, kinds) = apply_step(&mut tables[side], &changes, changelog[side], &mut next_id);
+                    todo.push(rescaling::Step::Rows(side, batch(side, &rows, changelog[side].then_some(&kinds))));
+                }
+            }
+            todo.push(rescaling::Step::Wait(wait));
+            todo.push(rescaling::Step::Cut(PARALLELISMS[cut]));
+        }
+        // Who must see all rows is alone.
+        let columns = if not_in { &[] } else { keys.columns() };
+        let placed = Placed { keys: &[Some(columns); 2], batch_size: 20, ends_again: false };
+        let make = || StreamJoin::new(&spec).unwrap();
+        let disturbed = rescaling::run(make, &placed, PARALLELISMS[parallelism], &todo);
+        todo.retain(|step| !matches!(step, rescaling::Step::Cut(_)));
+        let undisturbed = rescaling::run(make, &placed, 1, &todo);
+        // Change by change.
+        prop_assert_eq!(all_sorted(&spec.schema.0, &disturbed), all_sorted(&spec.schema.0, &undisturbed));
     }
 }
 

@@ -1,12 +1,14 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Float64Array, Int64Array, TimestampMillisecondArray, TimestampNanosecondArray};
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, SchemaRef, TimeUnit};
 use proptest::prelude::*;
 
 use super::*;
 use crate::data::with_row_kind;
 use crate::operator::harness::Harness;
+use crate::operator::rescaling::{self, PARALLELISMS, Placed, Step};
 use crate::plan::{ScalarExpr, SchemaSpec, SortKey};
 
 fn schema() -> SchemaRef {
@@ -50,6 +52,38 @@ fn numbers(rows: &Batch) -> Vec<i64> {
 }
 
 proptest! {
+    #[test]
+    fn goes_on_after_a_cut_in_the_same_order(
+        steps in proptest::collection::vec((0..4_usize, proptest::collection::vec((0_i64..15, 0_usize..4), 1..20), 0_i64..8), 1..16),
+        batch_size in 1_usize..12,
+    ) {
+        let keys = [None, Some(f64::NAN), Some(0.0), Some(7.0)];
+        let (mut reached, mut number) = (0, 0);
+        let steps = steps.into_iter().map(|(step, rows, by)| match step {
+            0 | 1 => {
+                let rows: Vec<Row> = rows.iter().map(|(time, key)| {
+                    number += 1;
+                    (reached + time - 2, keys[*key], number)
+                }).collect();
+                Step::Rows(0, batch(&rows))
+            }
+            2 => {
+                reached += by;
+                Step::Watermark(reached)
+            }
+            _ => Step::Cut(PARALLELISMS[by as usize % 4]),
+        });
+        let mut steps: Vec<_> = steps.collect();
+        // All rows to the first subtask, as the planner says.
+        let placed = Placed { keys: &[Some(&[])], batch_size, ends_again: true };
+        let make = || harness(true, false).operator;
+        let disturbed = rescaling::run(make, &placed, 1, &steps);
+        steps.retain(|step| !matches!(step, Step::Cut(_)));
+        let undisturbed = rescaling::run(make, &placed, 1, &steps);
+        let [disturbed, undisturbed] = [disturbed, undisturbed].map(|batches| numbers(&concat_batches(&schema(), &batches).unwrap()));
+        prop_assert_eq!(disturbed, undisturbed);
+    }
+
     #[test]
     fn agrees_with_a_sort_of_all_that_is_not_late(
         batches in proptest::collection::vec((proptest::collection::vec((0_i64..15, 0_usize..6), 1..10), proptest::option::of(0_i64..15)), 1..10),

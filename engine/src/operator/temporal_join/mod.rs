@@ -9,7 +9,8 @@
 //! comes after the watermark has passed it counts for the left rows still to come unless a younger one is there (of a key
 //! that was ended nothing is remembered). Late left rows are dropped and counted.
 //!
-//! A snapshot is the current version of each key with its time, and the rows that wait.
+//! A snapshot is the current version of each key with its time, and the rows that wait. A table that is read to its end
+//! first is the same in every subtask.
 
 mod sweep;
 #[cfg(test)]
@@ -24,9 +25,11 @@ use crate::data::{Batch, EngineError, Result, Watermark, is_changelog};
 use crate::operator::join_state::{
     JoinKeys, JoinOutput, Removal, RowStore, StoreOptions, Waiting, event_times, take_rows,
 };
+use crate::operator::row_table::RowTable;
 use crate::operator::temporal_join::sweep::{Sweep, Timed};
 use crate::operator::{Collector, Context, Operator, Port, ReadNext};
 use crate::plan::{TemporalJoinSpec, TemporalTime};
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 
 /// So many rows are swept at a time.
@@ -39,6 +42,8 @@ pub(super) struct TemporalJoin {
     spec: TemporalJoinSpec,
     sweep: Sweep,
     waiting: [Waiting; 2],
+    waiting_tables: [RowTable; 2],
+    versions_table: RowTable,
     reached_ms: i64,
     ended: [bool; 2],
 }
@@ -80,9 +85,19 @@ impl TemporalJoin {
             ..StoreOptions::default()
         };
         let store = RowStore::new(&spec.right, &keys[1], options);
+        let versions_table = store.table("versions", &spec.right.keys);
+        let waiting = [&spec.left, &spec.right].map(|side| Waiting::new(side.schema.0.clone()));
         Ok(Self {
             sweep: Sweep::new(keys, store, output, spec.join_type == JoinType::Left),
-            waiting: [&spec.left, &spec.right].map(|side| Waiting::new(side.schema.0.clone())),
+            waiting_tables: [
+                waiting[0].table("left", &spec.left.keys),
+                waiting[1].table("right", &spec.right.keys),
+            ],
+            waiting,
+            versions_table: match spec.time {
+                TemporalTime::Processing { bounded: true } => versions_table.broadcast(),
+                _ => versions_table,
+            },
             spec,
             reached_ms: i64::MIN,
             ended: [false; 2],
@@ -194,6 +209,29 @@ impl Operator for TemporalJoin {
         if self.ended[0] && self.waiting[0].is_empty() {
             // Nobody asks for versions any more; those that wait are dropped with the last watermark.
             self.sweep.store.clear();
+        }
+        self.hold(cx)
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        let table = &self.versions_table;
+        state.full(table.spec(), self.sweep.store.freeze(table));
+        for (waiting, table) in self.waiting.iter().zip(&self.waiting_tables) {
+            state.full(table.spec(), waiting.freeze(table));
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        let versions = state.take(self.versions_table.spec())?;
+        self.sweep.restore(&self.versions_table, versions, cx.clock.now_ms())?;
+        for (port, (waiting, table)) in self.waiting.iter_mut().zip(&self.waiting_tables).enumerate() {
+            let rows = state.take(table.spec())?;
+            // In processing time nothing waits.
+            if let TemporalTime::Event { left, right } = self.spec.time {
+                let column = if port == RIGHT { right } else { left };
+                waiting.restore(table, rows, |rows| event_times(rows, column))?;
+            }
         }
         self.hold(cx)
     }

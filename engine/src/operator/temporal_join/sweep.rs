@@ -8,7 +8,9 @@ use crate::operator::aggregate::GroupTable;
 use crate::operator::join_state::{
     Appended, Expansion, JoinKeys, JoinOutput, Keyed, Kinds, NO_ROW, Probe, RowStore, SideRows,
 };
+use crate::operator::row_table::RowTable;
 use crate::operator::{Collector, Context};
+use crate::state::RestoredRows;
 
 /// Rows in the order of their times.
 pub(super) struct Timed {
@@ -42,6 +44,14 @@ impl Sweep {
             output,
             is_outer,
         }
+    }
+
+    /// Takes the current versions of a snapshot.
+    ///
+    /// # Errors
+    /// When a kernel fails.
+    pub(super) fn restore(&mut self, table: &RowTable, versions: RestoredRows, now_ms: i64) -> Result<()> {
+        self.store.restore(&self.keys[1], table, versions, false, now_ms)
     }
 
     /// Sweeps over rows none of which is before those of the sweeps before.

@@ -2,14 +2,16 @@
 
 use std::sync::atomic::Ordering;
 
+use arrow::compute::concat_batches;
 use datafusion::common::JoinType;
 use proptest::prelude::*;
 
 use super::TemporalJoin;
 use crate::operator::harness::Harness;
 use crate::operator::join_state::naive::{
-    KeyKind, Row, batch, filter, input, key, keys_match, lines, output_schema, rows, sorted,
+    KeyKind, Row, all_sorted, batch, filter, input, key, keys_match, lines, output_schema, rows, sorted,
 };
+use crate::operator::rescaling::{self, PARALLELISMS, Placed, Step};
 use crate::operator::{Operator, ReadNext};
 use crate::plan::{TemporalJoinSpec, TemporalTime};
 
@@ -51,6 +53,40 @@ fn right_rows() -> impl Strategy<Value = Vec<(Row, u8)>> {
     let kind = prop_oneof![5 => Just(0u8), 1 => Just(1), 3 => Just(2), 2 => Just(3)];
     let row = (key(), 0..4i32, 1..30i64, kind).prop_map(|(key, value, time, kind)| (Row { key, value, time }, kind));
     prop::collection::vec(row, 1..40)
+}
+
+/// Sides, rows, watermarks and cuts of a run.
+type Steps = Vec<(usize, Vec<Row>, Vec<(Row, u8)>, i64, usize)>;
+
+fn steps(cuts: usize) -> impl Strategy<Value = Steps> {
+    prop::collection::vec((0..4usize, rows(-3..30, 40), right_rows(), 1..20i64, 0..cuts), 1..20)
+}
+
+fn run_steps(steps: Steps, changelog: bool, by_clock: bool) -> Vec<Step> {
+    let mut reached = 0;
+    let steps = steps
+        .into_iter()
+        .map(|(step, mut left, mut right, by, cut)| match step {
+            0 => {
+                left.iter_mut().for_each(|row| row.time += reached);
+                Step::Rows(0, batch(0, &left, None))
+            }
+            1 => {
+                right.iter_mut().for_each(|(row, kind)| {
+                    row.time += reached;
+                    *kind = if changelog { *kind } else { 0 };
+                });
+                let (rows, kinds): (Vec<_>, Vec<_>) = right.into_iter().unzip();
+                Step::Rows(1, batch(1, &rows, changelog.then_some(&kinds)))
+            }
+            2 if by_clock => Step::Wait(by as u64),
+            2 => {
+                reached += by;
+                Step::Watermark(reached)
+            }
+            _ => Step::Cut(PARALLELISMS[cut]),
+        });
+    steps.collect()
 }
 
 const KEYS: [KeyKind; 3] = [KeyKind::Number, KeyKind::Text, KeyKind::Both];
@@ -112,6 +148,62 @@ proptest! {
             .collect();
         prop_assert_eq!(lines(&got), want);
         prop_assert_eq!(harness.context.metrics.late_rows.load(Ordering::Relaxed), late as u64);
+    }
+
+    #[test]
+    fn goes_on_after_a_cut_at_any_parallelism(
+        steps in prop_oneof![steps(PARALLELISMS.len()), steps(1)],
+        outer in any::<bool>(),
+        keys in 0..KEYS.len(),
+        changelog in any::<bool>(),
+        filtered in any::<bool>(),
+        by_clock in any::<bool>(),
+        ttl in prop::option::of(1..30u64),
+        batch_size in 1..40usize,
+    ) {
+        let (join_type, keys) = (if outer { JoinType::Left } else { JoinType::Inner }, KEYS[keys]);
+        let time = if by_clock { TemporalTime::Processing { bounded: false } } else { EVENT };
+        let mut spec = spec(join_type, keys, changelog, filtered, time);
+        spec.right.ttl_ms = ttl.filter(|_| by_clock);
+        let mut steps = run_steps(steps, changelog, by_clock);
+        let placed = Placed { keys: &[Some(keys.columns()); 2], batch_size, ends_again: true };
+        let make = || TemporalJoin::new(spec.clone()).unwrap();
+        let disturbed = rescaling::run(make, &placed, 1, &steps);
+        let in_order = steps.iter().all(|step| !matches!(step, Step::Cut(2..)));
+        steps.retain(|step| !matches!(step, Step::Cut(_)));
+        let undisturbed = rescaling::run(make, &placed, 1, &steps);
+        prop_assert_eq!(all_sorted(&spec.schema.0, &disturbed), all_sorted(&spec.schema.0, &undisturbed));
+        if in_order {
+            let all = |batches: &[_]| lines(&concat_batches(&spec.schema.0, batches).unwrap());
+            prop_assert_eq!(all(&disturbed), all(&undisturbed));
+        }
+    }
+
+    #[test]
+    fn a_table_that_is_looked_up_in_is_everywhere_again(
+        right in prop::collection::vec((right_rows(), prop::option::of(0..PARALLELISMS.len())), 1..6),
+        left in prop::collection::vec((rows(0..30, 40), prop::option::of(0..PARALLELISMS.len())), 1..6),
+        parallelism in 0..PARALLELISMS.len(),
+    ) {
+        let spec = spec(JoinType::Left, KeyKind::Both, true, false, TemporalTime::Processing { bounded: true });
+        let cut = |cut: Option<usize>| cut.map(|cut| Step::Cut(PARALLELISMS[cut]));
+        let mut steps = Vec::new();
+        for (rows, at) in right {
+            let (rows, kinds): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+            steps.push(Step::Rows(1, batch(1, &rows, Some(&kinds))));
+            steps.extend(cut(at));
+        }
+        steps.push(Step::End(1));
+        for (rows, at) in left {
+            steps.push(Step::Rows(0, batch(0, &rows, None)));
+            steps.extend(cut(at));
+        }
+        let placed = Placed { keys: &[Some(&[2]), None], batch_size: 10, ends_again: true };
+        let make = || TemporalJoin::new(spec.clone()).unwrap();
+        let disturbed = rescaling::run(make, &placed, PARALLELISMS[parallelism], &steps);
+        steps.retain(|step| !matches!(step, Step::Cut(_)));
+        let undisturbed = rescaling::run(make, &placed, 1, &steps);
+        prop_assert_eq!(all_sorted(&spec.schema.0, &disturbed), all_sorted(&spec.schema.0, &undisturbed));
     }
 
     #[test]

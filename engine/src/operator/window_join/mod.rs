@@ -19,8 +19,10 @@ use crate::operator::join_state::{
     Appended, Drained, JoinKeys, JoinOutput, Kinds, Probe, RowStore, Seekers, SideRows, StoreOptions, Waiting,
     event_times, in_order, match_rows, take_rows,
 };
+use crate::operator::row_table::RowTable;
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::WindowJoinSpec;
+use crate::state::{Restored, Snapshot};
 
 /// Windows are joined together up to about so many rows.
 const GROUP_ROWS: usize = 32 * 1024;
@@ -31,6 +33,7 @@ pub(super) struct WindowJoin {
     keys: [JoinKeys; 2],
     ends: [usize; 2],
     waiting: [Waiting; 2],
+    tables: [RowTable; 2],
     output: JoinOutput,
     reached_ms: i64,
     ended: [bool; 2],
@@ -54,7 +57,13 @@ impl WindowJoin {
                 "a window join takes insertions only; one of its inputs takes rows back".into(),
             ));
         }
+        let waiting = [&spec.left, &spec.right].map(|side| Waiting::new(side.schema.0.clone()));
         Ok(Self {
+            tables: [
+                waiting[0].table("left", &spec.left.keys),
+                waiting[1].table("right", &spec.right.keys),
+            ],
+            waiting,
             output: JoinOutput::new(
                 spec.join_type,
                 &spec.left,
@@ -64,7 +73,6 @@ impl WindowJoin {
             )?,
             keys: JoinKeys::of_sides(&spec.left, &spec.right, false)?,
             ends: [spec.left_end, spec.right_end],
-            waiting: [&spec.left, &spec.right].map(|side| Waiting::new(side.schema.0.clone())),
             reached_ms: i64::MIN,
             ended: [false; 2],
             spec,
@@ -256,6 +264,20 @@ impl Operator for WindowJoin {
     fn on_watermark(&mut self, watermark: Watermark, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         self.complete(watermark.0, cx, out)?;
         out.watermark(watermark)
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        for (waiting, table) in self.waiting.iter().zip(&self.tables) {
+            state.full(table.spec(), waiting.freeze(table));
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        for ((waiting, table), end) in self.waiting.iter_mut().zip(&self.tables).zip(self.ends) {
+            waiting.restore(table, state.take(table.spec())?, |rows| event_times(rows, end))?;
+        }
+        self.hold(cx)
     }
 
     fn on_end(&mut self, port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {

@@ -8,8 +8,10 @@ use proptest::prelude::*;
 use super::WindowJoin;
 use crate::operator::harness::Harness;
 use crate::operator::join_state::naive::{
-    JOIN_TYPES, KEY_KINDS, KeyKind, Row, batch, expected, filter, input, keys_match, output_schema, rows, sorted,
+    JOIN_TYPES, KEY_KINDS, KeyKind, Row, all_sorted, batch, expected, filter, input, keys_match, output_schema, rows,
+    sorted,
 };
+use crate::operator::rescaling::{self, PARALLELISMS, Placed, Step};
 use crate::plan::WindowJoinSpec;
 
 fn spec(join_type: JoinType, keys: KeyKind, filtered: bool) -> WindowJoinSpec {
@@ -70,6 +72,41 @@ proptest! {
         harness.end(0).unwrap();
         harness.end(1).unwrap();
         prop_assert!(harness.output.batches.iter().all(|batch| batch.num_rows() <= batch_size));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn goes_on_after_a_cut_at_any_parallelism(
+        steps in prop::collection::vec((0..4usize, rows(1..9, 60), 1..25i64, 0..PARALLELISMS.len()), 1..20),
+        join_type in 0..JOIN_TYPES.len(),
+        keys in 0..KEY_KINDS.len(),
+        filtered in any::<bool>(),
+        batch_size in 1..40usize,
+    ) {
+        let (join_type, keys) = (JOIN_TYPES[join_type], KEY_KINDS[keys]);
+        let spec = spec(join_type, keys, filtered);
+        let mut reached = 0;
+        let steps = steps.into_iter().map(|(step, mut rows, by, cut)| match step {
+            0 | 1 => {
+                rows.iter_mut().for_each(|row| row.time *= 10);
+                Step::Rows(step, batch(step, &rows, None))
+            }
+            2 => {
+                reached += by;
+                Step::Watermark(reached)
+            }
+            _ => Step::Cut(PARALLELISMS[cut]),
+        });
+        let mut steps: Vec<_> = steps.collect();
+        let placed = Placed { keys: &[Some(keys.columns()); 2], batch_size, ends_again: true };
+        let make = || WindowJoin::new(spec.clone()).unwrap();
+        let disturbed = rescaling::run(make, &placed, 2, &steps);
+        steps.retain(|step| !matches!(step, Step::Cut(_)));
+        let undisturbed = rescaling::run(make, &placed, 1, &steps);
+        prop_assert_eq!(all_sorted(&spec.schema.0, &disturbed), all_sorted(&spec.schema.0, &undisturbed));
     }
 }
 

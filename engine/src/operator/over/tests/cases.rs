@@ -1,6 +1,46 @@
 //! By hand: what leaves when, what is refused, what is forgotten.
 
+use super::super::kept::{self, Entered, Room};
 use super::*;
+
+/// Hands what functions keep of two partitions, which share a queue, over to others.
+fn moved(
+    from: &mut [Box<dyn kept::Function>; 2],
+    to: &mut [Box<dyn kept::Function>; 2],
+    queue: Option<Queue>,
+    bound: Option<Bound>,
+) -> Option<Queue> {
+    let frozen: Vec<_> = from.iter_mut().map(|function| function.freeze().unwrap()).collect();
+    for (function, frozen) in to.iter_mut().zip(&frozen) {
+        let room = Room { groups: 2, slots: 0 };
+        function
+            .restore_groups(&[0, 1], &frozen.groups(&[0, 1]).unwrap(), room)
+            .unwrap();
+    }
+    let (old, mut fresh) = (queue?, Queue::new(bound?));
+    fresh.grow(2);
+    for group in [1, 0] {
+        let (mut slots, mut times) = (Vec::new(), Vec::new());
+        old.rows_of(group, &mut slots, &mut times);
+        let groups = vec![group; slots.len()];
+        let (entered, is_first) = fresh.enter(&groups, &times).unwrap();
+        let rows = Entered {
+            groups: &groups,
+            slots: &entered,
+            is_first: &is_first,
+        };
+        let room = Room {
+            groups: 2,
+            slots: fresh.next().len(),
+        };
+        for (function, frozen) in to.iter_mut().zip(&frozen) {
+            function
+                .restore_slots(&rows, &frozen.slots(&slots).unwrap(), room)
+                .unwrap();
+        }
+    }
+    Some(fresh)
+}
 
 #[test]
 fn rows_leave_in_the_order_of_time_with_the_watermark_behind_them() {
@@ -272,13 +312,28 @@ fn own_code_and_datafusions_agree_on_every_type() {
             let function = Arc::new(function);
             let result = function.field().data_type().clone();
             for bound in [None, Some(Bound::Rows(2)), Some(Bound::Time(3))] {
-                let mut own = over_function(&function, std::slice::from_ref(&data_type), &result, bound.is_some());
-                let mut general = general::General::new(Arc::clone(&function), result.clone(), bound.is_some());
+                let make = || -> [Box<dyn kept::Function>; 2] {
+                    let arguments = std::slice::from_ref(&data_type);
+                    let general = general::General::new(
+                        Arc::clone(&function),
+                        arguments.to_vec(),
+                        result.clone(),
+                        bound.is_some(),
+                    );
+                    let own = over_function(&function, arguments, &result, bound.is_some());
+                    [own, Box::new(general)]
+                };
+                let mut functions = make();
                 let groups = [0, 1, 0, 0, 1, 1, 1, 1, 1, 0, 1];
                 let times: Vec<i64> = (0..11).collect();
                 let mut queue = bound.map(Queue::new);
-                // Twice: what is kept goes on.
-                for turn in 0..2 {
+                // Again and again: what is kept goes on, in others as well.
+                for turn in 0..4 {
+                    if turn > 1 {
+                        let mut others = make();
+                        queue = moved(&mut functions, &mut others, queue, bound);
+                        functions = others;
+                    }
                     let mut steps = Steps::of_rows(&groups);
                     steps.groups_total = 2;
                     if let Some(queue) = &mut queue {
@@ -291,8 +346,9 @@ fn own_code_and_datafusions_agree_on_every_type() {
                         filter: None,
                     };
                     let next = queue.as_ref().map_or(&[][..], Queue::next);
-                    let one = own.run(&input, &steps, next).unwrap();
-                    let other = general.run(&input, &steps, next).unwrap();
+                    let [one, other] = functions
+                        .each_mut()
+                        .map(|function| function.run(&input, &steps, next).unwrap());
                     assert_eq!(&one, &other, "{} of {data_type} over {bound:?}", udaf.name());
                     assert_eq!(one.data_type(), &result);
                     if let Some(queue) = &mut queue {
