@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Every check of the project, in one command. Needs Rust, a C compiler, make and Python 3.10 or newer.
 #
-#   ./test.sh            test data, format, lints, documentation, tests
-#   ./test.sh --quick    the tests only, with the test data that is there
+#   ./test.sh            test data, services, format, lints, documentation, tests
+#   ./test.sh --quick    the tests only, with the test data and services that are there
 #
 # Stops at the first step that fails. The last line is `N passed, N failed`; the exit code is 0 only when nothing failed.
 # The first run fetches crates and Python packages; later ones need no network (CARGO_NET_OFFLINE=true enforces it).
@@ -99,6 +99,7 @@ need "${PYTHON:-python3}" "install Python 3.10 or newer, or set PYTHON"
 
 if [ "$quick" = no ]; then
     run "test data" scripts/test_data.sh
+    run services scripts/services_debian.sh
     step=components
     component rustfmt fmt
     component clippy clippy

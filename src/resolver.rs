@@ -54,6 +54,10 @@ impl SinkResolver for ConnectorResolver {
         }
     }
 
+    fn key(&self, sink: &SinkSpec) -> Result<Vec<usize>> {
+        thalweg_connectors::sink_key(sink)
+    }
+
     fn changelog(&self, sink: &SinkSpec) -> Result<SinkChangelog> {
         Ok(if thalweg_connectors::takes_changelog(sink) {
             SinkChangelog::All

@@ -31,7 +31,7 @@ const IDLE_TIMEOUT: &str = "scan.watermark.idle-timeout";
 /// What a field of the schema that a connector is handed says of a metadata column: its key.
 const METADATA_KEY: &str = "thalweg.metadata.key";
 /// The connectors that have no metadata columns.
-const WITHOUT_METADATA: [&str; 4] = ["filesystem", "datagen", "print", "blackhole"];
+const WITHOUT_METADATA: [&str; 6] = ["filesystem", "datagen", "print", "blackhole", "redis", "postgres"];
 
 impl Session {
     /// The table of this name, when it was declared with computed columns, a watermark or a key.
@@ -139,6 +139,7 @@ impl Session {
         let schema: SchemaRef = Arc::new(schema);
         if matches!(create.table_options, CreateTableOptions::With(_)) {
             let partitions = partition_columns(create, &schema)?;
+            let schema = thalweg_connectors::with_primary_key(&schema, &definition.primary_key)?;
             let table =
                 thalweg_connectors::create_table(&state, name.table(), schema, &partitions, &definition.options);
             return Ok(self.block_on(table)?);

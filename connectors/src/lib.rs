@@ -15,18 +15,26 @@ mod generate;
 #[cfg(feature = "nexmark")]
 pub mod nexmark;
 mod options;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "print")]
 pub mod print;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod registry;
-#[cfg(any(feature = "print", feature = "blackhole"))]
+#[cfg(any(feature = "filesystem", feature = "redis", feature = "postgres"))]
+mod run_token;
+#[cfg(any(feature = "print", feature = "blackhole", feature = "redis", feature = "postgres"))]
 mod sink_table;
 #[cfg(feature = "socket")]
 pub mod socket;
+#[cfg(any(feature = "redis", feature = "postgres"))]
+mod upsert;
 #[cfg(feature = "ysb")]
 pub mod ysb;
 
 pub use changelog_table::ChangelogTable;
 pub use options::{Options, parse_bool, parse_bytes, parse_duration};
-pub use registry::{create_table, may_be_unbounded, sink_of, sinks, takes_changelog};
-#[cfg(any(feature = "print", feature = "blackhole"))]
+pub use registry::{create_table, may_be_unbounded, sink_key, sink_of, sinks, takes_changelog, with_primary_key};
+#[cfg(any(feature = "print", feature = "blackhole", feature = "redis", feature = "postgres"))]
 pub use sink_table::SinkTable;

@@ -21,6 +21,10 @@ pub fn sinks() -> Vec<Arc<dyn SinkConnector>> {
         Arc::new(crate::print::PrintConnector),
         #[cfg(feature = "blackhole")]
         Arc::new(crate::blackhole::BlackholeConnector),
+        #[cfg(feature = "redis")]
+        Arc::new(crate::redis::RedisConnector),
+        #[cfg(feature = "postgres")]
+        Arc::new(crate::postgres::PostgresConnector),
     ]
 }
 
@@ -35,8 +39,12 @@ fn known() -> String {
         "filesystem",
         #[cfg(feature = "nexmark")]
         "nexmark",
+        #[cfg(feature = "postgres")]
+        "postgres",
         #[cfg(feature = "print")]
         "print",
+        #[cfg(feature = "redis")]
+        "redis",
         #[cfg(feature = "socket")]
         "socket",
         #[cfg(feature = "ysb")]
@@ -47,8 +55,37 @@ fn known() -> String {
     names.join(", ")
 }
 
+/// What the metadata of a schema says of the table's primary key: its columns, as JSON.
+const PRIMARY_KEY: &str = "thalweg.primary-key";
+
+/// `columns` with the primary key of the table, for [`create_table`].
+///
+/// # Errors
+/// When a column's name cannot be told.
+pub fn with_primary_key(columns: &SchemaRef, key: &[String]) -> Result<SchemaRef> {
+    if key.is_empty() {
+        return Ok(Arc::clone(columns));
+    }
+    let key = serde_json::to_string(key).map_err(|e| EngineError::Internal(e.to_string()))?;
+    let mut schema = columns.as_ref().clone();
+    schema.metadata.insert(PRIMARY_KEY.into(), key);
+    Ok(Arc::new(schema))
+}
+
+/// Takes apart what [`with_primary_key`] put together.
+fn split_primary_key(columns: SchemaRef) -> Result<(SchemaRef, Vec<String>)> {
+    let Some(key) = columns.metadata().get(PRIMARY_KEY) else {
+        return Ok((columns, Vec::new()));
+    };
+    let key = serde_json::from_str(key).map_err(|e| EngineError::Internal(e.to_string()))?;
+    let mut schema = columns.as_ref().clone();
+    schema.metadata.remove(PRIMARY_KEY);
+    Ok((Arc::new(schema), key))
+}
+
 /// Makes the table of `CREATE TABLE name (columns) PARTITIONED BY (partition_cols) WITH (options)`. `columns` holds
-/// the partition columns too; it may be empty where the connector can find the columns itself.
+/// the partition columns too, and the primary key ([`with_primary_key`]); it may be empty where the connector can find the columns
+/// itself.
 ///
 /// # Errors
 /// When the connector, an option or a column is unknown or wrong.
@@ -75,7 +112,13 @@ pub async fn create_table(
             "table '{name}': connector '{connector}' has no partitions; leave PARTITIONED BY out"
         )));
     }
+    let (columns, key) = split_primary_key(columns)?;
+    let _ = &key;
     let table = match lower.as_str() {
+        #[cfg(feature = "redis")]
+        "redis" => crate::redis::create_table(name, columns, &key, options),
+        #[cfg(feature = "postgres")]
+        "postgres" => crate::postgres::create_table(name, columns, &key, options),
         #[cfg(feature = "filesystem")]
         "filesystem" => crate::filesystem::create_table(state, columns, partition_cols, options).await,
         #[cfg(feature = "datagen")]
@@ -117,10 +160,25 @@ pub async fn create_table(
 pub fn takes_changelog(sink: &SinkSpec) -> bool {
     match sink.connector.as_str() {
         "print" | "blackhole" => true,
+        // What changes is found by its key.
+        "redis" | "postgres" => sink_key(sink).is_ok_and(|key| !key.is_empty()),
         _ => {
             let format = sink.options.get("format").map(String::as_str);
             matches!(format, Some("debezium-json" | "canal-json"))
         }
+    }
+}
+
+/// The columns of a sink whose rows take the place of those with the same values in them; none for a sink that only adds rows.
+/// Rows of the same key must come to the same writer, in their order.
+///
+/// # Errors
+/// When there is no such column.
+pub fn sink_key(sink: &SinkSpec) -> Result<Vec<usize>> {
+    match sink.connector.as_str() {
+        #[cfg(any(feature = "redis", feature = "postgres"))]
+        "redis" | "postgres" => crate::upsert::key_columns(&sink.options, &sink.schema.0),
+        _ => Ok(Vec::new()),
     }
 }
 
@@ -139,7 +197,7 @@ pub fn may_be_unbounded(table: &dyn TableProvider) -> bool {
             return table.is_watched();
         }
     }
-    #[cfg(any(feature = "print", feature = "blackhole"))]
+    #[cfg(any(feature = "print", feature = "blackhole", feature = "redis", feature = "postgres"))]
     if any.is::<crate::SinkTable>() {
         return false;
     }
@@ -155,7 +213,7 @@ pub fn sink_of(table: &dyn TableProvider) -> Result<Option<SinkSpec>> {
     if let Some(table) = any.downcast_ref::<ChangelogTable>() {
         return sink_of(table.inner());
     }
-    #[cfg(any(feature = "print", feature = "blackhole"))]
+    #[cfg(any(feature = "print", feature = "blackhole", feature = "redis", feature = "postgres"))]
     if let Some(table) = any.downcast_ref::<crate::SinkTable>() {
         return Ok(Some(table.sink()));
     }

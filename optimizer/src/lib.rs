@@ -59,6 +59,15 @@ pub trait SinkResolver: fmt::Debug + Send + Sync {
     /// When the sink's options are wrong.
     fn max_writers(&self, sink: &SinkSpec) -> Result<Option<usize>>;
 
+    /// The columns of `sink` whose rows take the place of those with the same values in them. None for a sink that only adds
+    /// rows.
+    ///
+    /// # Errors
+    /// When the sink's options are wrong.
+    fn key(&self, _sink: &SinkSpec) -> Result<Vec<usize>> {
+        Ok(Vec::new())
+    }
+
     /// Which rows `sink` takes.
     ///
     /// # Errors

@@ -24,6 +24,6 @@ pub use diagnose::locate_bad_record;
 pub use format::Format;
 pub use options::FileOptions;
 pub use records::RecordTable;
-pub use rolling::RollingOptions;
+pub use rolling::{DeliveryGuarantee, RollingOptions};
 pub use sink::FileSinkConnector;
 pub use table::{FileTable, create_table, table_provider};

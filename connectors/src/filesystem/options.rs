@@ -12,7 +12,7 @@ use datafusion::common::parsers::CompressionTypeVariant;
 use datafusion::config::{CsvOptions, JsonOptions, ParquetOptions};
 use thalweg_engine::{EngineError, Result};
 
-use crate::filesystem::{Format, RollingOptions};
+use crate::filesystem::{DeliveryGuarantee, Format, RollingOptions};
 use crate::options::{parse_bool, parse_bytes, parse_duration};
 
 /// How files are read and written.
@@ -54,6 +54,8 @@ pub struct FileOptions {
     pub sync: bool,
     /// When part files are finished and shown before the job ends.
     pub rolling: RollingOptions,
+    /// Whether rows may be shown before their checkpoint is complete; by whether there are checkpoints when not said.
+    pub delivery: Option<DeliveryGuarantee>,
     /// How long a folder's reader waits before it looks for new files; it reads what is there when `None`.
     pub monitor: Option<Duration>,
     /// The most files that a subtask holds open.
@@ -83,6 +85,9 @@ const COMMON: &[Known] = &[
     }),
     Known("sink.replace", &[], |o, v| assign(&mut o.replace, parse_bool(v)?)),
     Known("sink.sync", &[], |o, v| assign(&mut o.sync, parse_bool(v)?)),
+    Known("sink.delivery-guarantee", &[], |o, v| {
+        assign(&mut o.delivery, Some(DeliveryGuarantee::parse(v)?))
+    }),
     Known("sink.rolling-policy.file-size", &[], |o, v| {
         assign(&mut o.rolling.file_bytes, Some(parse_bytes(v)?))
     }),
@@ -284,6 +289,7 @@ impl FileOptions {
             replace: false,
             sync: true,
             rolling: RollingOptions::default(),
+            delivery: None,
             monitor: None,
             max_open_files: 64,
             buffer_bytes: 64 << 20,

@@ -21,6 +21,26 @@ pub struct RollingOptions {
     pub inactivity_interval: Option<Duration>,
 }
 
+/// When the files of a job with checkpoints are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeliveryGuarantee {
+    /// With the checkpoint that their rows belong to: every row is seen once.
+    ExactlyOnce,
+    /// As soon as they are finished: after a failure some rows are seen again.
+    AtLeastOnce,
+}
+
+impl DeliveryGuarantee {
+    /// Reads Flink's name of it.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        match text.trim().to_lowercase().as_str() {
+            "exactly-once" => Ok(Self::ExactlyOnce),
+            "at-least-once" => Ok(Self::AtLeastOnce),
+            _ => Err("must be exactly-once or at-least-once".into()),
+        }
+    }
+}
+
 /// When a file is finished.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RollingPolicy {

@@ -1,4 +1,12 @@
 //! The filesystem sink: rows to files of any format, into one file or a (partitioned) folder.
+//!
+//! A job without checkpoints shows its files when it is done, or when they roll. With checkpoints, files that are finished
+//! wait under hidden names ([`PendingStorage`]) until the checkpoint that their rows belong to is complete.
+
+#[cfg(test)]
+mod checkpoint_tests;
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -9,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrow::compute::cast;
 use arrow::datatypes::SchemaRef;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use thalweg_engine::operator::{PreparedSink, SinkConnector, SinkJob, SinkWriter};
+use thalweg_engine::operator::{Committable, PreparedSink, SinkConnector, SinkJob, SinkWriter};
 use thalweg_engine::plan::SinkSpec;
 use thalweg_engine::time::Clock;
 use thalweg_engine::{Batch, EngineError, Result};
@@ -18,8 +26,9 @@ use crate::filesystem::encode::{EncodeResult, FileEncoder, encoder, file_schema}
 use crate::filesystem::fixed::Layout;
 use crate::filesystem::partition::Partitioner;
 use crate::filesystem::rolling::{Counted, RollingPolicy};
-use crate::filesystem::storage::{Storage, Target};
-use crate::filesystem::{FileOptions, Format};
+use crate::filesystem::storage::{PendingFile, PendingStorage, Storage, Target};
+use crate::filesystem::{DeliveryGuarantee, FileOptions, Format};
+use crate::run_token::run_token;
 
 /// Makes sinks that write files; see [`FileOptions`] for the options.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +59,8 @@ impl SinkConnector for FileSinkConnector {
                 storage.describe(name)
             )));
         }
-        let rolling = RollingPolicy::of(&options.rolling, job.endless);
+        let checkpoints = Checkpoints::of(&options, &target, storage.as_ref(), job)?;
+        let rolling = RollingPolicy::of(&options.rolling, job.endless || checkpoints.is_some());
         if let (Target::File { name, .. }, Some(_)) = (&target, rolling) {
             let file = storage.describe(name);
             return Err(EngineError::Plan(match job.endless {
@@ -66,11 +76,53 @@ impl SinkConnector for FileSinkConnector {
             files,
             partitioner,
             storage,
+            checkpoints,
             rolling,
             clock: Arc::clone(&job.clock),
             runtime: Arc::clone(&job.runtime),
         });
         Ok(Arc::new(PreparedFileSink { job }))
+    }
+}
+
+/// How files are kept for the checkpoints of a job.
+#[derive(Debug)]
+struct Checkpoints {
+    storage: Arc<dyn PendingStorage>,
+    /// Whether files are shown when they are finished.
+    at_once: bool,
+    /// Part of the names: a job that goes on after a restart never meets a file of an earlier run.
+    run: String,
+}
+
+impl Checkpoints {
+    /// `None` for a job without.
+    fn of(options: &FileOptions, target: &Target, storage: &dyn Storage, job: &SinkJob) -> Result<Option<Self>> {
+        let Some(name) = &job.checkpointed else {
+            if job.endless && options.delivery == Some(DeliveryGuarantee::ExactlyOnce) {
+                return Err(EngineError::Plan(format!(
+                    "{}: 'sink.delivery-guarantee' = 'exactly-once' shows files when a checkpoint is complete, and this job \
+                     takes none; SET 'execution.checkpointing.interval', or leave the option out",
+                    options.path
+                )));
+            }
+            return Ok(None);
+        };
+        let folder = match target {
+            Target::Folder(folder) => folder,
+            Target::File { name, .. } => {
+                return Err(EngineError::Plan(format!(
+                    "{} is one file: a checkpoint completes the files that are being written, and the rows after it need \
+                     another; name a folder, or take no checkpoints (RESET 'execution.checkpointing.interval')",
+                    storage.describe(name)
+                )));
+            }
+        };
+        Ok(Some(Self {
+            storage: folder.pending(name, options, job)?,
+            at_once: options.delivery == Some(DeliveryGuarantee::AtLeastOnce),
+            run: run_token(),
+        }))
     }
 }
 
@@ -86,6 +138,8 @@ struct Job {
     files: SchemaRef,
     partitioner: Partitioner,
     storage: Arc<dyn Storage>,
+    /// Where files wait for checkpoints, if there are such.
+    checkpoints: Option<Checkpoints>,
     /// When files are finished and shown; at the end of the job when `None`.
     rolling: Option<RollingPolicy>,
     clock: Arc<dyn Clock>,
@@ -101,7 +155,13 @@ impl Job {
                 let slash = if directory.is_empty() { "" } else { "/" };
                 // The order of the names is the order of the subtasks: rows sorted by range are in order over all files.
                 let digits = parallelism.saturating_sub(1).to_string().len();
-                let part = if part == 0 { String::new() } else { format!("-{part}") };
+                let part = match &self.checkpoints {
+                    Some(_) => format!("-{part:06}"),
+                    None if part == 0 => String::new(),
+                    None => format!("-{part}"),
+                };
+                let run = self.checkpoints.as_ref();
+                let run = run.map_or_else(String::new, |checkpoints| format!("-{}", checkpoints.run));
                 let safe = |c: char| {
                     if c.is_ascii_alphanumeric() || c == '-' || c == '_' {
                         c
@@ -111,7 +171,7 @@ impl Job {
                 };
                 let id: String = self.id.chars().map(safe).collect();
                 format!(
-                    "{directory}{slash}part-{id}-{subtask:0digits$}{part}.{}",
+                    "{directory}{slash}part-{id}{run}-{subtask:0digits$}{part}.{}",
                     self.options.extension()
                 )
             }
@@ -120,7 +180,11 @@ impl Job {
 
     fn open(&self, name: String) -> Result<OpenFile> {
         let bytes = Arc::new(AtomicU64::new(0));
-        let file = Box::new(Counted::new(self.storage.create(&name)?, Arc::clone(&bytes)));
+        let file = match &self.checkpoints {
+            Some(checkpoints) => checkpoints.storage.create(&name)?,
+            None => self.storage.create(&name)?,
+        };
+        let file = Box::new(Counted::new(file, Arc::clone(&bytes)));
         let encoder = encoder(&self.options, &self.files, file);
         let encoder = self.named(&name, encoder)?;
         let now = self.clock.now_ms();
@@ -134,15 +198,25 @@ impl Job {
         })
     }
 
-    /// Finishes a file before its writer does; where files roll it is shown at once.
-    fn roll(&self, file: OpenFile) -> Result<()> {
-        let name = file.name.clone();
+    /// Finishes a file before its writer does. Where it waits for a checkpoint it is given back; else it is shown at once if
+    /// files roll.
+    fn roll(&self, file: OpenFile) -> Result<Option<PendingFile>> {
+        let (name, bytes) = (file.name.clone(), Arc::clone(&file.bytes));
         self.close(file)?;
+        if let Some(checkpoints) = &self.checkpoints {
+            let pending = checkpoints.storage.pending(&name, bytes.load(Ordering::Relaxed));
+            if !checkpoints.at_once {
+                return Ok(Some(pending));
+            }
+            checkpoints.storage.publish(&[pending])?;
+            self.forget_listings();
+            return Ok(None);
+        }
         if self.rolling.is_some() {
             self.storage.publish_file(&name)?;
             self.forget_listings();
         }
-        Ok(())
+        Ok(None)
     }
 
     /// DataFusion remembers listings for ever; whoever reads next shall see the new files.
@@ -209,6 +283,7 @@ impl PreparedSink for PreparedFileSink {
             parallelism,
             open: HashMap::new(),
             parts: HashMap::new(),
+            finished: Vec::new(),
             tick: 0,
         };
         if self.max_parallelism().is_some() {
@@ -238,6 +313,35 @@ impl PreparedSink for PreparedFileSink {
 
     fn abort(&self) {
         self.job.storage.discard();
+    }
+
+    fn publish(&self, committables: &[Committable]) -> Result<()> {
+        if committables.is_empty() {
+            return Ok(());
+        }
+        let files = committables.iter().map(|bytes| PendingFile::decode(bytes));
+        let files = files.collect::<Result<Vec<_>>>()?;
+        self.checkpoints()?.storage.publish(&files)?;
+        self.job.forget_listings();
+        Ok(())
+    }
+
+    fn recover(&self) -> Result<()> {
+        self.checkpoints()?.storage.recover()
+    }
+
+    fn is_exactly_once(&self) -> bool {
+        self.job
+            .checkpoints
+            .as_ref()
+            .is_some_and(|checkpoints| !checkpoints.at_once)
+    }
+}
+
+impl PreparedFileSink {
+    fn checkpoints(&self) -> Result<&Checkpoints> {
+        let checkpoints = self.job.checkpoints.as_ref();
+        checkpoints.ok_or_else(|| EngineError::Internal("a sink of a job without checkpoints was told of one".into()))
     }
 }
 
@@ -269,6 +373,8 @@ struct FileSinkWriter {
     open: HashMap<String, OpenFile>,
     /// How many files each directory has had.
     parts: HashMap<String, usize>,
+    /// Files that wait for the next checkpoint.
+    finished: Vec<PendingFile>,
     tick: u64,
 }
 
@@ -281,7 +387,7 @@ impl FileSinkWriter {
                 .min_by_key(|(_, file)| file.used)
                 .map(|(directory, _)| directory.clone());
             if let Some(file) = oldest.and_then(|directory| self.open.remove(&directory)) {
-                self.job.roll(file)?;
+                self.finished.extend(self.job.roll(file)?);
             }
         }
         let part = self.parts.entry(directory.to_string()).or_default();
@@ -309,7 +415,7 @@ impl FileSinkWriter {
         if rolling.is_full(file.size())
             && let Some(file) = self.open.remove(directory)
         {
-            self.job.roll(file)?;
+            self.finished.extend(self.job.roll(file)?);
         }
         Ok(())
     }
@@ -355,6 +461,20 @@ impl SinkWriter for FileSinkWriter {
         open.into_values().try_for_each(|file| self.job.close(file))
     }
 
+    fn prepare(&mut self, _checkpoint: u64) -> Result<Vec<Committable>> {
+        for file in std::mem::take(&mut self.open).into_values() {
+            self.finished.extend(self.job.roll(file)?);
+        }
+        let Some(checkpoints) = &self.job.checkpoints else {
+            return Err(EngineError::Internal(
+                "a sink of a job without checkpoints was told of one".into(),
+            ));
+        };
+        checkpoints.storage.seal(&self.finished)?;
+        let finished = std::mem::take(&mut self.finished);
+        finished.iter().map(PendingFile::encode).collect()
+    }
+
     fn next_roll_ms(&self) -> Option<i64> {
         let rolling = self.job.rolling.as_ref()?;
         let due = self
@@ -373,7 +493,10 @@ impl SinkWriter for FileSinkWriter {
             .open
             .extract_if(|_, file| rolling.due_ms(file.begun_ms, file.written_ms) <= now);
         let due: Vec<OpenFile> = due.map(|(_, file)| file).collect();
-        due.into_iter().try_for_each(|file| self.job.roll(file))
+        for file in due {
+            self.finished.extend(self.job.roll(file)?);
+        }
+        Ok(())
     }
 }
 
@@ -397,106 +520,4 @@ fn conform(batch: &Batch, schema: &SchemaRef) -> Result<Batch> {
         Arc::clone(schema),
         columns.collect::<std::result::Result<_, _>>()?,
     )?)
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use std::fs::File;
-    use std::io::Write;
-
-    use arrow::array::{ArrayRef, Int64Array};
-
-    use thalweg_engine::time::SystemClock;
-
-    use super::*;
-    use crate::filesystem::storage::{Folder, StagedFile};
-
-    /// A disk on which nothing fits.
-    #[derive(Debug)]
-    struct FullDisk;
-
-    struct FullFile(File);
-
-    impl Write for FullFile {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            self.0.flush()
-        }
-    }
-
-    impl StagedFile for FullFile {
-        fn complete(self: Box<Self>) -> io::Result<()> {
-            self.0.sync_data()
-        }
-    }
-
-    impl Storage for FullDisk {
-        fn create(&self, _name: &str) -> Result<Box<dyn StagedFile>> {
-            let file = File::create("/dev/full").map_err(|e| EngineError::Internal(e.to_string()))?;
-            Ok(Box::new(FullFile(file)))
-        }
-
-        fn describe(&self, name: &str) -> String {
-            format!("/full/{name}")
-        }
-
-        fn is_empty(&self) -> bool {
-            false
-        }
-
-        fn target_is_empty(&self) -> Result<bool> {
-            Ok(true)
-        }
-
-        fn publish_file(&self, _name: &str) -> Result<()> {
-            Ok(())
-        }
-
-        fn publish(&self) -> Result<()> {
-            Ok(())
-        }
-
-        fn discard(&self) {}
-    }
-
-    #[test]
-    fn a_full_disk_is_an_error_that_names_the_file() {
-        for format in [Format::Parquet, Format::Csv, Format::Json, Format::Arrow, Format::Avro] {
-            let column: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1000));
-            let batch = Batch::try_from_iter([("a", column)]).unwrap();
-            let rows = batch.schema();
-            let job = Arc::new(Job {
-                id: "j".into(),
-                options: FileOptions::new("/full/", format),
-                target: Target::Folder(Folder::Local("/full".into())),
-                rows: Arc::clone(&rows),
-                files: Arc::clone(&rows),
-                partitioner: Partitioner::try_new(&rows, &[], false).unwrap(),
-                storage: Arc::new(FullDisk),
-                rolling: None,
-                clock: Arc::new(SystemClock::new()),
-                runtime: Arc::default(),
-            });
-            let mut writer = FileSinkWriter {
-                job,
-                subtask: 0,
-                parallelism: 1,
-                open: HashMap::new(),
-                parts: HashMap::new(),
-                tick: 0,
-            };
-            let error = writer
-                .write(&batch)
-                .and_then(|()| writer.finish())
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.starts_with("/full/part-j-0.") && error.contains("No space left"),
-                "{format:?}: {error}"
-            );
-        }
-    }
 }

@@ -3,6 +3,7 @@
 
 mod local;
 mod objects;
+mod pending;
 
 use std::fmt::Debug;
 use std::io::{self, Write};
@@ -17,6 +18,9 @@ use url::Url;
 
 pub(super) use local::LocalStorage;
 pub(super) use objects::ObjectStorage;
+pub(super) use pending::{PendingFile, PendingStorage};
+
+use pending::{LocalPending, ObjectPending};
 
 use crate::filesystem::{FileOptions, Format};
 
@@ -152,6 +156,19 @@ impl Target {
                     replace,
                     rename_on_clash,
                 ))
+            }
+        })
+    }
+}
+
+impl Folder {
+    /// The storage of files that wait for the checkpoints of the job of this name. Touches nothing yet.
+    pub(super) fn pending(&self, name: &str, options: &FileOptions, job: &SinkJob) -> Result<Arc<dyn PendingStorage>> {
+        Ok(match self {
+            Folder::Local(folder) => Arc::new(LocalPending::try_new(folder, name, options.sync)?),
+            Folder::Store { url, prefix } => {
+                let store = store_of(&job.runtime, url)?;
+                Arc::new(ObjectPending::new(url, store, prefix, name, job.io.clone()))
             }
         })
     }

@@ -58,13 +58,21 @@ impl Lowering<'_> {
         {
             input = ranges;
         }
+        let key = self.options.sink_resolver.key(&sink)?;
+        let key: Vec<_> = key.into_iter().map(|index| column(index, &input.schema)).collect();
+        // Two writers of one key would overwrite one another in any order.
+        let by_key = !key.is_empty() && !input.is_single() && !input.is_grouped_by(&key);
         input.hashed.clear();
         input.ordering.clear();
         input.estimate = Estimate::exactly(input.parallelism, &counts);
         if writers.is_some_and(|most| most < input.parallelism) {
             return Ok(self.gather(input, OperatorSpec::Sink(sink), counts));
         }
-        let written = self.chain(input, OperatorSpec::Sink(sink), Arc::clone(&counts));
+        let written = if by_key {
+            self.exchange_hash(input, key, OperatorSpec::Sink(sink), Arc::clone(&counts))
+        } else {
+            self.chain(input, OperatorSpec::Sink(sink), Arc::clone(&counts))
+        };
         if written.is_single() {
             return Ok(written);
         }

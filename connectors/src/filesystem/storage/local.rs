@@ -12,7 +12,7 @@ use thalweg_engine::{EngineError, Result};
 use crate::filesystem::storage::{StagedFile, Storage, numbered};
 
 /// The ending of a staged file: not one that a listing of a format looks for.
-const STAGED_SUFFIX: &str = ".inprogress";
+pub(super) const STAGED_SUFFIX: &str = ".inprogress";
 
 /// See the module.
 #[derive(Debug)]
@@ -42,18 +42,9 @@ struct State {
 
 impl LocalStorage {
     pub(crate) fn new(folder: PathBuf, job: &str, replace: bool, rename_on_clash: bool, sync: bool) -> Self {
-        // The id becomes part of a file name.
-        let safe = |c: char| {
-            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
-                c
-            } else {
-                '_'
-            }
-        };
-        let job = job.chars().map(safe).collect();
         Self {
             folder,
-            job,
+            job: safe_name(job),
             replace,
             rename_on_clash,
             sync,
@@ -255,7 +246,19 @@ impl StagedFile for LocalFile {
     }
 }
 
-fn failed(path: &Path, source: io::Error) -> EngineError {
+/// An id as part of a file's name.
+pub(super) fn safe_name(id: &str) -> String {
+    let safe = |c: char| {
+        if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    id.chars().map(safe).collect()
+}
+
+pub(super) fn failed(path: &Path, source: io::Error) -> EngineError {
     EngineError::Io {
         path: path.display().to_string(),
         source,
@@ -275,7 +278,7 @@ fn sync_folders(files: &[PathBuf]) {
 }
 
 /// Makes `folder` and notes every level that was not there.
-fn make_folders(folder: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
+pub(super) fn make_folders(folder: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
     if folder.as_os_str().is_empty() || folder.is_dir() {
         return Ok(());
     }
@@ -291,7 +294,7 @@ fn make_folders(folder: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
 }
 
 /// A rename that fails when `to` exists. A hard link does that atomically; where the file system has none, look first.
-fn move_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn move_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Ok(()) => fs::remove_file(from),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(e),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, WriteMultipart};
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, WriteMultipart};
 use parking_lot::Mutex;
 use thalweg_engine::{EngineError, Result};
 use tokio::runtime::Handle;
@@ -138,10 +138,9 @@ impl Storage for ObjectStorage {
             wait(&self.io, async move { store.put_multipart(&at).await }).map_err(|e| self.failed(key.as_ref(), e))?;
         self.state.lock().opened += 1;
         Ok(Box::new(ObjectFile {
-            upload: Some(WriteMultipart::new_with_chunk_size(upload, PART_BYTES)),
+            upload: Some(Upload::new(upload, self.io.clone())),
             name: name.to_string(),
             key,
-            io: self.io.clone(),
             state: Arc::clone(&self.state),
         }))
     }
@@ -244,37 +243,18 @@ impl Drop for ObjectStorage {
 
 struct ObjectFile {
     /// Taken when the file is complete.
-    upload: Option<WriteMultipart>,
+    upload: Option<Upload>,
     name: String,
     key: Path,
-    io: Handle,
     state: Arc<Mutex<State>>,
-}
-
-impl ObjectFile {
-    fn wait_for_parts(&mut self, in_flight: usize) -> io::Result<()> {
-        let Some(mut upload) = self.upload.take() else {
-            return Ok(());
-        };
-        let (upload, outcome) = wait(&self.io, async move {
-            let outcome = upload.wait_for_capacity(in_flight).await;
-            Ok((upload, outcome))
-        })?;
-        self.upload = Some(upload);
-        Ok(outcome?)
-    }
 }
 
 impl Write for ObjectFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.wait_for_parts(PARTS_IN_FLIGHT)?;
-        // One part at a time, so that the wait above bounds what is in memory.
-        let taken = bytes.len().min(PART_BYTES);
-        let _runtime = self.io.enter();
-        if let Some(upload) = &mut self.upload {
-            upload.write(&bytes[..taken]);
+        match &mut self.upload {
+            Some(upload) => upload.write(bytes),
+            None => Err(io::ErrorKind::WriteZero.into()),
         }
-        Ok(taken)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -284,9 +264,12 @@ impl Write for ObjectFile {
 
 impl StagedFile for ObjectFile {
     fn complete(mut self: Box<Self>) -> io::Result<()> {
+        let Some(mut upload) = self.upload.take() else {
+            return Ok(());
+        };
         // A part that failed is an error of this writer, not of the commit.
-        self.wait_for_parts(0)?;
-        if let Some(upload) = self.upload.take() {
+        upload.wait_for_parts(0)?;
+        if let Some(upload) = upload.into_inner() {
             let complete = Complete {
                 name: std::mem::take(&mut self.name),
                 key: self.key.clone(),
@@ -300,14 +283,57 @@ impl StagedFile for ObjectFile {
 
 impl Drop for ObjectFile {
     fn drop(&mut self) {
-        if let Some(upload) = self.upload.take() {
+        if let Some(upload) = self.upload.take().and_then(Upload::into_inner) {
             self.state.lock().dropped.push(upload);
         }
     }
 }
 
+/// A multipart upload that is written to from a thread that may block.
+pub(super) struct Upload {
+    /// Gone when a part has failed.
+    upload: Option<WriteMultipart>,
+    io: Handle,
+}
+
+impl Upload {
+    pub(super) fn new(upload: Box<dyn MultipartUpload>, io: Handle) -> Self {
+        Self {
+            upload: Some(WriteMultipart::new_with_chunk_size(upload, PART_BYTES)),
+            io,
+        }
+    }
+
+    pub(super) fn into_inner(mut self) -> Option<WriteMultipart> {
+        self.upload.take()
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.wait_for_parts(PARTS_IN_FLIGHT)?;
+        // One part at a time, so that the wait above bounds what is in memory.
+        let taken = bytes.len().min(PART_BYTES);
+        let _runtime = self.io.enter();
+        if let Some(upload) = &mut self.upload {
+            upload.write(&bytes[..taken]);
+        }
+        Ok(taken)
+    }
+
+    pub(super) fn wait_for_parts(&mut self, in_flight: usize) -> io::Result<()> {
+        let Some(mut upload) = self.upload.take() else {
+            return Ok(());
+        };
+        let (upload, outcome) = wait(&self.io, async move {
+            let outcome = upload.wait_for_capacity(in_flight).await;
+            Ok((upload, outcome))
+        })?;
+        self.upload = Some(upload);
+        Ok(outcome?)
+    }
+}
+
 /// Runs `future` on the I/O runtime and waits. Not `Handle::block_on`: that panics on a runtime's own thread.
-fn wait<T: Send + 'static>(
+pub(super) fn wait<T: Send + 'static>(
     io: &Handle,
     future: impl Future<Output = object_store::Result<T>> + Send + 'static,
 ) -> object_store::Result<T> {

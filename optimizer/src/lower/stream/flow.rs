@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::{CastExpr, Column as PhysicalColumn};
 use thalweg_engine::data::{is_changelog, with_row_kind};
 
 use crate::properties::{Physical, Stream, column_index};
@@ -73,6 +75,13 @@ impl Flow {
                 .filter(move |(_, output)| column_index(output) == Some(column))
                 .map(|(position, _)| position)
         };
+        let told = |column: usize| {
+            let schema = self.stream.schema.as_ref();
+            through(column).or_else(|| {
+                let same = |output: &Physical| distinct_column(output.as_ref(), schema) == Some(column);
+                physical.iter().position(same)
+            })
+        };
         let mut proctimes: Vec<usize> = self.proctimes.iter().flat_map(|column| many(*column)).collect();
         proctimes.extend(
             outputs
@@ -94,10 +103,37 @@ impl Flow {
             keys: self
                 .keys
                 .iter()
-                .filter_map(|key| key.iter().map(|column| through(*column)).collect())
+                .filter_map(|key| key.iter().map(|column| told(*column)).collect())
                 .collect(),
             bounded: self.bounded,
         }
+    }
+}
+
+/// The column that `expr` is, or a form of it in which different values still differ: an INSERT casts to the types of its table.
+fn distinct_column(expr: &dyn PhysicalExpr, schema: &Schema) -> Option<usize> {
+    if let Some(column) = expr.downcast_ref::<PhysicalColumn>() {
+        return Some(column.index());
+    }
+    let cast = expr.downcast_ref::<CastExpr>()?;
+    let from = cast.expr().data_type(schema).ok()?;
+    // A safe cast makes NULL of what does not fit.
+    (!cast.cast_options().safe && keeps_distinct(&from, cast.cast_type()))
+        .then(|| distinct_column(cast.expr().as_ref(), schema))?
+}
+
+/// Whether no two values are the same after a cast that fails where a value does not fit.
+fn keeps_distinct(from: &DataType, to: &DataType) -> bool {
+    match (from, to) {
+        (DataType::Dictionary(_, value), to) => keeps_distinct(value, to),
+        (from, DataType::Dictionary(_, value)) => keeps_distinct(from, value),
+        (from, to) if from == to => true,
+        (from, to) if from.is_integer() => to.is_integer() || to.is_string(),
+        (from, to) if from.is_string() => to.is_string(),
+        (DataType::Boolean | DataType::Date32, to) => to.is_string(),
+        (DataType::Timestamp(..), to) if to.is_string() => true,
+        (DataType::Timestamp(from, zone), DataType::Timestamp(to, other)) => from <= to && zone == other,
+        _ => false,
     }
 }
 

@@ -45,6 +45,12 @@ impl Lowering<'_> {
         if input.is_changelog() && self.options.sink_resolver.changelog(&sink)? == SinkChangelog::Insertions {
             return Err(takes_no_updates(table));
         }
+        let key = self.options.sink_resolver.key(&sink)?;
+        // A row of the result that changes its key leaves the sink by its old form, which tells only its own key's row.
+        if input.is_changelog() && !key.is_empty() && !input.keys.iter().any(|own| own.iter().all(|c| key.contains(c)))
+        {
+            return Err(hides_rows(table));
+        }
         // The formats of changelogs want the kind of every row.
         let input = if is_changelog(&sink.schema.0) {
             self.as_changelog(input)
@@ -56,9 +62,16 @@ impl Lowering<'_> {
     }
 }
 
+fn hides_rows(table: &str) -> EngineError {
+    EngineError::Plan(format!(
+        "several rows of the changing result may have the same PRIMARY KEY of the sink '{table}': nothing in the query says that it \
+         tells them apart; GROUP BY columns of that key, or keep one row of each with ROW_NUMBER() OVER (PARTITION BY ..) = 1"
+    ))
+}
+
 fn takes_no_updates(table: &str) -> EngineError {
     EngineError::Plan(format!(
         "the sink '{table}' takes insertions only, but the query also updates and takes back rows it has given; \
-         use a sink that takes a changelog (print, blackhole, debezium-json), or aggregate in windows"
+         use a sink that takes a changelog (print, blackhole, debezium-json, redis and postgres with a PRIMARY KEY), or aggregate in windows"
     ))
 }
