@@ -18,6 +18,7 @@ mod options;
 #[cfg(feature = "print")]
 pub mod print;
 mod registry;
+mod row_wise;
 #[cfg(any(feature = "print", feature = "blackhole"))]
 mod sink_table;
 #[cfg(feature = "socket")]
@@ -27,6 +28,6 @@ pub mod ysb;
 
 pub use changelog_table::ChangelogTable;
 pub use options::{Options, parse_bool, parse_bytes, parse_duration};
-pub use registry::{create_table, may_be_unbounded, sink_of, sinks, takes_changelog};
+pub use registry::{Sources, create_table, may_be_unbounded, sink_of, sinks, split_source, takes_changelog};
 #[cfg(any(feature = "print", feature = "blackhole"))]
 pub use sink_table::SinkTable;

@@ -1,3 +1,4 @@
-//! Checkpoints: what is stored ([`manifest`]), where and how.
+//! Checkpoints: what is stored ([`manifest`]), where and how; and the log of what cannot be read again ([`wal`]).
 
 pub mod manifest;
+pub mod wal;

@@ -36,6 +36,9 @@ pub struct Environment {
     pub sinks: HashMap<String, Arc<dyn SinkConnector>>,
     /// Knows which scans can go on from a position.
     pub sources: Option<Arc<dyn SourceResolver>>,
+    /// Where the job keeps logs of sources that cannot be read again: below the directory of its checkpoints. Such a source is
+    /// refused when `None`.
+    pub wal_directory: Option<PathBuf>,
     /// Explains failed scans.
     pub diagnosis: Option<Arc<dyn ScanDiagnosis>>,
     /// Under which directory jobs spill (`io.tmp.dirs`).

@@ -1,3 +1,5 @@
+mod sources;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -60,6 +62,7 @@ fn process() -> Process {
         task: Arc::new(TaskContext::default()),
         sinks: HashMap::new(),
         sources: None,
+        wal_directory: None,
         diagnosis: None,
         spill_parent: spill.path().to_path_buf(),
         spill_compression: thalweg_memory::SpillCompression::None,
