@@ -81,7 +81,7 @@ impl Session {
                 .into_iter()
                 .map(|sink| (sink.name().to_string(), sink))
                 .collect(),
-            sources: None,
+            sources: Some(Arc::new(thalweg_connectors::Sources)),
             diagnosis: Some(Arc::new(ScanDoctor {
                 io: self.inner.io.handle().clone(),
             })),

@@ -22,6 +22,7 @@ pub mod print;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod registry;
+mod row_wise;
 #[cfg(any(feature = "filesystem", feature = "redis", feature = "postgres"))]
 mod run_token;
 #[cfg(any(feature = "print", feature = "blackhole", feature = "redis", feature = "postgres"))]
@@ -35,6 +36,8 @@ pub mod ysb;
 
 pub use changelog_table::ChangelogTable;
 pub use options::{Options, parse_bool, parse_bytes, parse_duration};
-pub use registry::{create_table, may_be_unbounded, sink_key, sink_of, sinks, takes_changelog, with_primary_key};
+pub use registry::{
+    Sources, create_table, may_be_unbounded, sink_key, sink_of, sinks, split_source, takes_changelog, with_primary_key,
+};
 #[cfg(any(feature = "print", feature = "blackhole", feature = "redis", feature = "postgres"))]
 pub use sink_table::SinkTable;

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{Session, TableProvider};
+use datafusion::physical_plan::ExecutionPlan;
 use thalweg_engine::data::is_changelog;
-use thalweg_engine::operator::SinkConnector;
+use thalweg_engine::operator::{SinkConnector, SourceResolver, SplitSource};
 use thalweg_engine::plan::SinkSpec;
 use thalweg_engine::{EngineError, Result};
 
 use crate::ChangelogTable;
+use crate::row_wise::RowWise;
 
 /// All sinks of this build.
 pub fn sinks() -> Vec<Arc<dyn SinkConnector>> {
@@ -182,6 +184,38 @@ pub fn sink_key(sink: &SinkSpec) -> Result<Vec<usize>> {
     }
 }
 
+/// The scans of this build that can go on from a position.
+#[derive(Debug)]
+pub struct Sources;
+
+impl SourceResolver for Sources {
+    fn split_source(&self, plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn SplitSource>> {
+        split_source(plan)
+    }
+}
+
+/// The source that `plan` reads, when a connector knows how to go on from a position in it. Of other plans (rows in memory,
+/// programs of the user) the runtime counts the rows of each partition.
+pub fn split_source(plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn SplitSource>> {
+    fn shared<S: SplitSource + 'static>(source: Option<S>) -> Option<Arc<dyn SplitSource>> {
+        source.map(|source| Arc::new(source) as _)
+    }
+    let plan = RowWise::of(plan)?;
+    let sources: &[fn(&RowWise) -> Option<Arc<dyn SplitSource>>] = &[
+        #[cfg(feature = "filesystem")]
+        |plan| shared(crate::filesystem::FileSource::of(plan)),
+        #[cfg(feature = "filesystem")]
+        |plan| shared(crate::filesystem::RecordSource::of(plan)),
+        #[cfg(feature = "filesystem")]
+        |plan| shared(crate::filesystem::WatchSource::of(plan)),
+        #[cfg(any(feature = "datagen", feature = "nexmark", feature = "ysb"))]
+        |plan| shared(crate::generate::GeneratedSource::of(plan)),
+        #[cfg(feature = "socket")]
+        |plan| shared(crate::socket::SocketSource::of(plan)),
+    ];
+    sources.iter().find_map(|source| source(&plan))
+}
+
 /// Whether a table may have no end; those of files and of rows in memory that are there now have one.
 pub fn may_be_unbounded(table: &dyn TableProvider) -> bool {
     let any = table as &dyn std::any::Any;
@@ -232,3 +266,6 @@ pub fn sink_of(table: &dyn TableProvider) -> Result<Option<SinkSpec>> {
     let _ = any;
     Ok(None)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

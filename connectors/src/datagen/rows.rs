@@ -38,6 +38,20 @@ impl Deal {
         }
     }
 
+    fn with_splits(self, splits: usize) -> Option<Self> {
+        match self {
+            Self::Ranges { .. } => (self.splits() == splits).then_some(self),
+            Self::Interleaved(deal) => Some(Self::Interleaved(deal.with_splits(splits))),
+        }
+    }
+
+    fn layout(self) -> String {
+        match self {
+            Self::Ranges { length, .. } => format!("ranges of {length}"),
+            Self::Interleaved(deal) => deal.layout(),
+        }
+    }
+
     fn row(self, split: usize, local: u64) -> u64 {
         match self {
             Self::Ranges { length, .. } => split as u64 * length + local,
@@ -110,6 +124,19 @@ impl Rows for DatagenRows {
 
     fn event(&self, split: usize, row: u64) -> u64 {
         self.deal.row(split, row)
+    }
+
+    fn layout(&self) -> String {
+        self.deal.layout()
+    }
+
+    fn with_splits(&self, splits: usize) -> Option<Arc<dyn Rows>> {
+        Some(Arc::new(Self {
+            columns: Arc::clone(&self.columns),
+            projection: self.projection.clone(),
+            schema: Arc::clone(&self.schema),
+            deal: self.deal.with_splits(splits)?,
+        }))
     }
 
     fn batch(&self, split: usize, first: u64, count: usize) -> Result<RecordBatch, ArrowError> {

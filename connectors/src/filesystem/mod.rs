@@ -10,9 +10,11 @@ mod format;
 mod hive;
 mod options;
 mod partition;
+mod progress;
 mod records;
 mod rolling;
 mod sink;
+mod source;
 mod storage;
 mod table;
 #[cfg(test)]
@@ -23,7 +25,13 @@ pub use convert::{copy_sink, listing_sink};
 pub use diagnose::locate_bad_record;
 pub use format::Format;
 pub use options::FileOptions;
+pub(crate) use records::RecordSource;
 pub use records::RecordTable;
 pub use rolling::{DeliveryGuarantee, RollingOptions};
 pub use sink::FileSinkConnector;
+pub(crate) use source::FileSource;
 pub use table::{FileTable, create_table, table_provider};
+pub(crate) use watch::WatchSource;
+
+/// Files, or parts of them, that a subtask reads side by side.
+const OPEN_AT_ONCE: usize = 8;

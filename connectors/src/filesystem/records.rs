@@ -3,17 +3,17 @@
 //! Each file is a split, but for changelogs: what a file says of a row comes after what the file before it said, so all
 //! files are one split, read in the order of their names.
 
+mod reading;
+mod source;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
-use bytes::Bytes;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::datasource::TableType;
@@ -24,22 +24,21 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::Expr;
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions};
-use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet};
+use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricBuilder, MetricsSet};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
-use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt, stream};
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use futures::{TryStreamExt, stream};
+use object_store::{ObjectMeta, ObjectStore};
 use thalweg_engine::plan::{SchemaSpec, SinkSpec};
 use thalweg_engine::{EngineError, Result};
 
 use crate::filesystem::FileOptions;
-use crate::filesystem::diagnose::shown_name;
+use crate::filesystem::progress::Progress;
 use crate::filesystem::storage::Target;
-use crate::formats::{Decoder, FormatOptions, Lines};
+use crate::formats::{Decoder, FormatOptions};
 
-/// So much of a file is read at once.
-const READ_BYTES: u64 = 1 << 20;
+use reading::Reading;
+pub(crate) use source::RecordSource;
 
 /// Which files, and what is around their records.
 #[derive(Clone, Debug)]
@@ -157,7 +156,7 @@ impl TableProvider for RecordTable {
 }
 
 /// Reads files record by record. Its metric `bad_records` counts those that were set aside.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct RecordScan {
     store: Arc<dyn ObjectStore>,
     files: Files,
@@ -216,18 +215,8 @@ impl ExecutionPlan for RecordScan {
         let Some(files) = self.splits.get(partition) else {
             return datafusion::common::internal_err!("Records has no split {partition}");
         };
-        let reading = Reading {
-            store: Arc::clone(&self.store),
-            files: self.files.clone(),
-            waiting: files.iter().cloned().collect(),
-            open: None,
-            ready: VecDeque::new(),
-            columns: Arc::clone(&self.columns),
-            format: self.format.clone(),
-            projection: self.projection.clone(),
-            batch_rows: context.session_config().batch_size().max(1),
-            bad_records: MetricBuilder::new(&self.metrics).counter("bad_records", partition),
-        };
+        let bad_records = MetricBuilder::new(&self.metrics).counter("bad_records", partition);
+        let reading = Reading::new(self, files.clone(), Progress::default(), &context, bad_records);
         let batches = stream::try_unfold(reading, |mut reading| async move {
             let batch = reading.next().await?;
             Ok(batch.map(|batch| (batch, reading)))
@@ -240,100 +229,6 @@ impl ExecutionPlan for RecordScan {
 
     fn metrics(&self) -> Option<MetricsSet> {
         Some(self.metrics.clone_inner())
-    }
-}
-
-/// One split on its way.
-struct Reading {
-    store: Arc<dyn ObjectStore>,
-    files: Files,
-    waiting: VecDeque<ObjectMeta>,
-    open: Option<OpenFile>,
-    ready: VecDeque<RecordBatch>,
-    columns: SchemaRef,
-    format: FormatOptions,
-    projection: Vec<usize>,
-    batch_rows: usize,
-    bad_records: Count,
-}
-
-/// One file on its way.
-struct OpenFile {
-    bytes: BoxStream<'static, DataFusionResult<Bytes>>,
-    lines: Lines,
-    decoder: Decoder,
-    skips_line: bool,
-}
-
-impl Reading {
-    async fn next(&mut self) -> DataFusionResult<Option<RecordBatch>> {
-        loop {
-            if let Some(batch) = self.ready.pop_front() {
-                return Ok(Some(batch));
-            }
-            let Some(mut file) = self.open.take() else {
-                let Some(next) = self.waiting.pop_front() else {
-                    return Ok(None);
-                };
-                self.open = Some(self.open_file(next)?);
-                continue;
-            };
-            match file.bytes.next().await {
-                Some(bytes) => {
-                    file.lines.push(&bytes?);
-                    if file.lines.len() as u64 >= READ_BYTES {
-                        self.decode(&mut file, false)?;
-                    }
-                    self.open = Some(file);
-                }
-                None => self.decode(&mut file, true)?,
-            }
-        }
-    }
-
-    fn open_file(&self, file: ObjectMeta) -> DataFusionResult<OpenFile> {
-        let store = Arc::clone(&self.store);
-        let name = shown_name(self.files.url.object_store().as_str(), &file.location);
-        let pieces = stream::iter((0..file.size).step_by(READ_BYTES as usize)).then(move |start| {
-            let (store, location, end) = (
-                Arc::clone(&store),
-                file.location.clone(),
-                (start + READ_BYTES).min(file.size),
-            );
-            async move { Ok(store.get_range(&location, start..end).await?) }
-        });
-        Ok(OpenFile {
-            bytes: self.files.compression.convert_stream(pieces.boxed())?,
-            lines: Lines::default(),
-            decoder: Decoder::new(&self.format, &self.columns, name).map_err(external)?,
-            skips_line: self.files.skips_header,
-        })
-    }
-
-    /// Decodes the lines that are complete, or all at the end of the file.
-    fn decode(&mut self, file: &mut OpenFile, at_end: bool) -> DataFusionResult<()> {
-        let mut lines = if at_end {
-            file.lines.all()
-        } else {
-            file.lines.complete()
-        };
-        let before = file.decoder.bad_records();
-        if file.skips_line && !lines.is_empty() {
-            lines.remove(0);
-            file.decoder.skip_record();
-            file.skips_line = false;
-        }
-        for records in lines.chunks(self.batch_rows) {
-            let batch = file.decoder.decode(records).map_err(external)?;
-            for start in (0..batch.num_rows()).step_by(self.batch_rows) {
-                let piece = batch.slice(start, self.batch_rows.min(batch.num_rows() - start));
-                self.ready.push_back(piece.project(&self.projection)?);
-            }
-        }
-        self.bad_records.add((file.decoder.bad_records() - before) as usize);
-        drop(lines);
-        file.lines.consume();
-        Ok(())
     }
 }
 

@@ -2,8 +2,10 @@
 //!
 //! A file is known by its path. What is found in one look is read in order of modification time and then of name,
 //! before the next look. A file that is read while it is being written is read as far as it is: put files there by
-//! renaming them. There is one split, so that the order holds.
+//! renaming them. There is one split, so that the order holds; its position has the files that have been read, and how many
+//! rows of the current one.
 
+mod scan;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +17,7 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::{ScalarValue, internal_datafusion_err};
+use datafusion::common::{ScalarValue, exec_err, internal_datafusion_err};
 use datafusion::datasource::listing::helpers::parse_partitions_for_path;
 use datafusion::datasource::listing::{ListingTableUrl, PartitionedFile};
 use datafusion::error::Result;
@@ -23,12 +25,16 @@ use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext
 use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
+use crate::filesystem::diagnose::shown_name;
+use crate::filesystem::progress::{FileProgress, Progress, hash};
 use crate::filesystem::{FileTable, hive};
+
+use scan::WatchScan;
+pub(crate) use scan::WatchSource;
 
 /// The endless scan of a table's folder.
 pub(super) fn plan(
@@ -59,17 +65,9 @@ pub(super) fn plan(
         state: state.clone(),
         projection: projection.cloned(),
         interval,
-        schema: Arc::clone(&schema),
-    });
-    let splits = vec![folder as Arc<dyn PartitionStream>];
-    Ok(Arc::new(StreamingTableExec::try_new(
         schema,
-        splits,
-        None,
-        [],
-        true,
-        None,
-    )?))
+    });
+    Ok(Arc::new(WatchScan::new(folder)))
 }
 
 /// A folder and how its files are read.
@@ -92,37 +90,16 @@ impl fmt::Debug for Folder {
     }
 }
 
-impl PartitionStream for Folder {
-    fn schema(&self) -> &SchemaRef {
-        &self.schema
-    }
-
-    fn execute(&self, task: Arc<TaskContext>) -> SendableRecordBatchStream {
-        let watch = Watch {
-            folder: self.clone(),
-            task,
-            seen: HashSet::new(),
-            waiting: VecDeque::new(),
-            current: None,
-        };
-        let stream = futures::stream::try_unfold(watch, |mut watch| async move {
-            let batch = watch.next().await?;
-            Ok(Some((batch, watch)))
-        });
-        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), stream))
-    }
-}
-
 impl Folder {
     /// The files that are there and not among `seen`, in the order to read them.
-    async fn look(&self, seen: &HashSet<Path>) -> Result<Vec<ObjectMeta>> {
+    async fn look(&self, seen: &HashSet<u128>) -> Result<Vec<ObjectMeta>> {
         let top_only = self.state.config_options().execution.listing_table_ignore_subdirectory;
         let ending = &self.table.listing().options().file_extension;
         let wanted = |file: &ObjectMeta| {
             let path = &file.location;
             // An empty file may be one that is about to be written.
             file.size > 0
-                && !seen.contains(path)
+                && !seen.contains(&hash(path))
                 && path.as_ref().ends_with(ending)
                 && self.url.contains(path, top_only)
                 && !self.is_hidden(path)
@@ -141,6 +118,10 @@ impl Folder {
         }
         found.sort_by(|a, b| (a.last_modified, &a.location).cmp(&(b.last_modified, &b.location)));
         Ok(found)
+    }
+
+    fn shown(&self, path: &Path) -> String {
+        shown_name(self.url.object_store().as_str(), path)
     }
 
     /// What others are still writing, and notes to themselves.
@@ -182,24 +163,59 @@ impl Folder {
 
 /// A folder being watched.
 struct Watch {
-    folder: Folder,
+    folder: Arc<Folder>,
     task: Arc<TaskContext>,
-    seen: HashSet<Path>,
+    /// What has been found, by what stands for its path.
+    seen: HashSet<u128>,
     waiting: VecDeque<ObjectMeta>,
     current: Option<SendableRecordBatchStream>,
+    /// Rows of the current file that are to be left out.
+    left_out: u64,
+    /// After the last batch that was given.
+    progress: Progress,
 }
 
 impl Watch {
+    fn new(folder: Arc<Folder>, task: Arc<TaskContext>, progress: Progress) -> Self {
+        Self {
+            folder,
+            task,
+            seen: progress.seen(),
+            waiting: VecDeque::new(),
+            current: None,
+            left_out: 0,
+            progress,
+        }
+    }
+
     async fn next(&mut self) -> Result<RecordBatch> {
+        if self.current.is_none()
+            && let Some(begun) = self.progress.current.clone()
+        {
+            self.go_on_in(&begun).await?;
+        }
         loop {
             if let Some(current) = &mut self.current {
                 match current.try_next().await? {
-                    Some(batch) => return Ok(batch),
-                    None => self.current = None,
+                    Some(batch) => {
+                        if let Some(batch) = self.given(batch) {
+                            return Ok(batch);
+                        }
+                    }
+                    None => self.finish()?,
                 }
+                continue;
             }
             if let Some(file) = self.waiting.pop_front() {
+                self.progress.current = Some(FileProgress {
+                    path: file.location.clone(),
+                    records: 0,
+                    rows: 0,
+                });
                 self.current = self.folder.open(file, &self.task).await?;
+                if self.current.is_none() {
+                    self.finish()?;
+                }
                 continue;
             }
             self.waiting = self.folder.look(&self.seen).await?.into();
@@ -207,7 +223,59 @@ impl Watch {
                 tokio::time::sleep(self.folder.interval).await;
                 continue;
             }
-            self.seen.extend(self.waiting.iter().map(|file| file.location.clone()));
+            self.seen.extend(self.waiting.iter().map(|file| hash(&file.location)));
         }
+    }
+
+    /// Opens the file that was being read.
+    async fn go_on_in(&mut self, begun: &FileProgress) -> Result<()> {
+        let file = match self.folder.store.head(&begun.path).await {
+            Ok(file) => file,
+            Err(object_store::Error::NotFound { .. }) => {
+                return exec_err!(
+                    "{} was being read when the checkpoint was taken and is gone; restore it, or start without the state of \
+                     this source",
+                    self.folder.shown(&begun.path)
+                );
+            }
+            Err(e) => return Err(e.into()),
+        };
+        self.left_out = begun.rows;
+        self.current = self.folder.open(file, &self.task).await?;
+        if self.current.is_none() {
+            self.finish()?;
+        }
+        Ok(())
+    }
+
+    /// What of a batch is to be given.
+    fn given(&mut self, batch: RecordBatch) -> Option<RecordBatch> {
+        let rows = batch.num_rows();
+        // No more than the rows of a batch.
+        let left_out = self.left_out.min(rows as u64) as usize;
+        self.left_out -= left_out as u64;
+        let batch = batch.slice(left_out, rows - left_out);
+        if let Some(current) = &mut self.progress.current {
+            current.rows += batch.num_rows() as u64;
+        }
+        (batch.num_rows() > 0).then_some(batch)
+    }
+
+    /// The current file has been read.
+    fn finish(&mut self) -> Result<()> {
+        self.current = None;
+        let Some(done) = self.progress.current.take() else {
+            return Ok(());
+        };
+        if self.left_out > 0 {
+            return exec_err!(
+                "{} has fewer than the {} rows that had been read of it before: it has changed or shrunk; restore it, or start \
+                 without the state of this source",
+                self.folder.shown(&done.path),
+                done.rows
+            );
+        }
+        self.progress.finish(&done.path);
+        Ok(())
     }
 }

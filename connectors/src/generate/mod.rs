@@ -7,6 +7,7 @@
 mod java;
 mod pace;
 mod scan;
+mod source;
 #[cfg(any(feature = "nexmark", feature = "ysb"))]
 mod spare;
 #[cfg(any(feature = "nexmark", feature = "ysb"))]
@@ -17,6 +18,7 @@ pub(crate) mod tests;
 mod ticks;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
@@ -27,6 +29,7 @@ pub(crate) use java::JavaRandom;
 pub(crate) use java::Pool;
 pub(crate) use pace::Pace;
 pub(crate) use scan::GeneratedExec;
+pub(crate) use source::GeneratedSource;
 #[cfg(any(feature = "nexmark", feature = "ysb"))]
 pub(crate) use spare::Spare;
 #[cfg(any(feature = "nexmark", feature = "ysb"))]
@@ -50,6 +53,12 @@ pub(crate) trait Rows: Debug + Send + Sync {
     /// # Errors
     /// When a value does not fit the type of its column.
     fn batch(&self, split: usize, first: u64, count: usize) -> Result<RecordBatch, ArrowError>;
+
+    /// Which split makes which rows, apart from their number: what must stay so that a split can go on.
+    fn layout(&self) -> String;
+
+    /// The same rows in so many splits; `None` when there cannot be so many.
+    fn with_splits(&self, splits: usize) -> Option<Arc<dyn Rows>>;
 }
 
 /// Deals events to splits in blocks of consecutive events, round-robin: the event times of all splits advance
@@ -66,6 +75,14 @@ impl Interleave {
             splits: splits.max(1) as u64,
             block: block.max(1),
         }
+    }
+
+    pub(crate) fn with_splits(self, splits: usize) -> Self {
+        Self::new(splits, self.block)
+    }
+
+    pub(crate) fn layout(self) -> String {
+        format!("blocks of {}", self.block)
     }
 
     #[cfg(any(feature = "nexmark", feature = "datagen"))]

@@ -13,6 +13,8 @@ const SECOND: u128 = 1_000_000_000;
 pub(crate) struct Pace {
     per_second: u64,
     origin: Arc<OnceLock<Instant>>,
+    /// The event that is due at the origin.
+    first: Arc<OnceLock<u64>>,
 }
 
 impl Pace {
@@ -20,7 +22,17 @@ impl Pace {
         Self {
             per_second: per_second.max(1),
             origin: Arc::new(OnceLock::new()),
+            first: Arc::new(OnceLock::new()),
         }
+    }
+
+    /// The same pace from now on, for a job that goes on: `event` is due at once. Splits share what the first of them says.
+    pub(crate) fn go_on_at(&self, event: u64) {
+        self.first.get_or_init(|| event);
+    }
+
+    fn first(&self) -> u64 {
+        *self.first.get_or_init(|| 0)
     }
 
     fn origin(&self) -> Instant {
@@ -29,12 +41,13 @@ impl Pace {
 
     /// How many events are due: those of which the number is below this.
     pub(crate) fn due(&self) -> u64 {
-        due_after(self.origin().elapsed(), self.per_second)
+        due_after(self.origin().elapsed(), self.per_second).saturating_add(self.first())
     }
 
     /// Waits until `event` is due; tokio's timer is up to a millisecond late.
     pub(crate) async fn wait_for(&self, event: u64) {
-        match self.origin().checked_add(time_of(event, self.per_second)) {
+        let later = event.saturating_sub(self.first());
+        match self.origin().checked_add(time_of(later, self.per_second)) {
             Some(time) => tokio::time::sleep_until(time).await,
             None => std::future::pending().await,
         }

@@ -25,6 +25,8 @@ pub(crate) struct GeneratedExec {
     events: Option<u64>,
     /// By the wall clock, or as fast as possible.
     pace: Option<Pace>,
+    /// So many rows of each split are left out, for one that goes on.
+    skipped: u64,
     properties: Arc<PlanProperties>,
 }
 
@@ -53,11 +55,34 @@ impl GeneratedExec {
             rows,
             events,
             pace,
+            skipped: 0,
             properties,
         }
     }
 
-    fn splits(&self) -> usize {
+    /// The rows after the first `skipped` of each split, dealt to so many splits. `None` when they cannot be dealt so.
+    pub(super) fn after(&self, split: usize, splits: usize, skipped: u64) -> Option<Self> {
+        let rows = match splits == self.splits() {
+            true => Arc::clone(&self.rows),
+            false => self.rows.with_splits(splits)?,
+        };
+        if let Some(pace) = &self.pace
+            && skipped > 0
+        {
+            pace.go_on_at(rows.event(split, skipped));
+        }
+        Some(Self {
+            skipped,
+            ..Self::new(self.connector, rows, splits, self.events, self.pace.clone())
+        })
+    }
+
+    /// Which split makes which rows, apart from their number.
+    pub(super) fn layout(&self) -> String {
+        self.rows.layout()
+    }
+
+    pub(super) fn splits(&self) -> usize {
         self.properties.partitioning.partition_count()
     }
 }
@@ -110,7 +135,7 @@ impl ExecutionPlan for GeneratedExec {
         let split = Split {
             rows: Arc::clone(&self.rows),
             split: partition,
-            next: 0,
+            next: self.skipped,
             end: self.rows.below(partition, self.events.unwrap_or(u64::MAX)),
             batch_rows: context.session_config().batch_size().max(1),
             pace: self.pace.clone(),

@@ -29,7 +29,7 @@ pub(super) struct NexmarkRows {
     /// Make wanted columns only, or all and then choose.
     pushdown: bool,
     deal: Interleave,
-    pattern: Pattern,
+    pattern: Arc<Pattern>,
     /// By split.
     spare: Vec<Mutex<Spare>>,
 }
@@ -51,7 +51,7 @@ impl NexmarkRows {
             projection: projection.to_vec(),
             pushdown,
             deal,
-            pattern: Pattern::new(PATTERN_ROWS),
+            pattern: Arc::new(Pattern::new(PATTERN_ROWS)),
             spare: (0..deal.splits()).map(|_| Mutex::default()).collect(),
         })
     }
@@ -120,7 +120,7 @@ impl NexmarkRows {
         let start = runs.first().map_or(0, |run| run.offset as usize);
         let larger;
         let pattern = match start + rows <= PATTERN_ROWS {
-            true => &self.pattern,
+            true => self.pattern.as_ref(),
             false => {
                 larger = Pattern::new(start + rows);
                 &larger
@@ -160,6 +160,24 @@ impl Rows for NexmarkRows {
     fn event(&self, split: usize, row: u64) -> u64 {
         let (epoch, offset) = self.place(split, row);
         epoch * EPOCH + offset
+    }
+
+    fn layout(&self) -> String {
+        self.deal.layout()
+    }
+
+    fn with_splits(&self, splits: usize) -> Option<Arc<dyn Rows>> {
+        Some(Arc::new(Self {
+            events: Arc::clone(&self.events),
+            shape: self.shape,
+            full: Arc::clone(&self.full),
+            projection: self.projection.clone(),
+            schema: Arc::clone(&self.schema),
+            pushdown: self.pushdown,
+            deal: self.deal.with_splits(splits),
+            pattern: Arc::clone(&self.pattern),
+            spare: (0..splits).map(|_| Mutex::default()).collect(),
+        }))
     }
 
     fn batch(&self, split: usize, first: u64, count: usize) -> Result<RecordBatch, ArrowError> {

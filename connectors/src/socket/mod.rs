@@ -1,12 +1,13 @@
 //! `'connector' = 'socket'`: records that another process writes to a TCP socket, one after the other with a byte
-//! between them. A socket cannot be read twice, so after a failure what was read is gone: this source is for trying
-//! things out.
+//! between them. A socket cannot be read twice: a job with checkpoints goes on after a failure only when a log is kept of what
+//! was read (`'scan.wal' = 'true'`). What is sent while nobody is connected is the sender's to keep.
 //!
 //! A thread of its own reads what is there and passes on whole records; a batch is what has come since the last one
 //! was taken. Nothing waits for a batch to fill. When the other side closes the connection, the table ends.
 
 mod read;
 mod scan;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,8 @@ use crate::Options;
 use crate::formats::{Decoder, FormatOptions, StreamFormat};
 use crate::socket::scan::SocketScan;
 
+pub(crate) use source::SocketSource;
+
 /// A table over a socket. It is a changelog (`is_changelog` of its schema) when its format is one.
 #[derive(Debug)]
 pub struct SocketTable {
@@ -44,6 +47,8 @@ struct Socket {
     columns: SchemaRef,
     /// The columns, and the row kind when the format is a changelog.
     schema: SchemaRef,
+    /// Whether a log is kept of what is read.
+    is_logged: bool,
 }
 
 impl Socket {
@@ -59,7 +64,7 @@ impl fmt::Debug for Socket {
 }
 
 /// The table of `CREATE TABLE .. WITH ('connector' = 'socket')`. Options: `hostname`, `port`, `byte-delimiter`,
-/// `format` (one of [`StreamFormat`]) and what [`FormatOptions::take`] knows of it.
+/// `scan.wal`, `format` (one of [`StreamFormat`]) and what [`FormatOptions::take`] knows of it.
 ///
 /// # Errors
 /// When an option is missing, unknown or wrong, or the format cannot read a column.
@@ -92,6 +97,7 @@ pub fn create_table(columns: SchemaRef, options: &BTreeMap<String, String>) -> R
             )
         })?,
     };
+    let is_logged = options.take_bool("scan.wal", false)?;
     let format = needed("format", options.take("format"))?;
     let format = FormatOptions::take(StreamFormat::parse(&format)?, &mut options)?;
     options.finish()?;
@@ -106,6 +112,7 @@ pub fn create_table(columns: SchemaRef, options: &BTreeMap<String, String>) -> R
         schema: format.format.schema(&columns),
         format,
         columns,
+        is_logged,
     };
     // To make a decoder is to check the columns.
     socket.decoder()?;

@@ -53,6 +53,10 @@ impl SocketScan {
             metrics: ExecutionPlanMetricsSet::new(),
         })
     }
+
+    pub(super) fn socket(&self) -> &Socket {
+        &self.socket
+    }
 }
 
 impl DisplayAs for SocketScan {

@@ -277,6 +277,21 @@ impl Rows for EventRows {
         self.deal.event(split, row)
     }
 
+    fn layout(&self) -> String {
+        self.deal.layout()
+    }
+
+    fn with_splits(&self, splits: usize) -> Option<Arc<dyn Rows>> {
+        Some(Arc::new(Self {
+            events: Arc::clone(&self.events),
+            form: self.form,
+            schema: Arc::clone(&self.schema),
+            projection: self.projection.clone(),
+            deal: self.deal.with_splits(splits),
+            spare: (0..splits).map(|_| Mutex::default()).collect(),
+        }))
+    }
+
     fn batch(&self, split: usize, first: u64, count: usize) -> Result<RecordBatch, ArrowError> {
         if self.form == Form::Json && count > LINES_MAX {
             return Err(ArrowError::InvalidArgumentError(format!(
@@ -314,6 +329,18 @@ impl Rows for CampaignRows {
 
     fn event(&self, split: usize, row: u64) -> u64 {
         self.deal.event(split, row)
+    }
+
+    fn layout(&self) -> String {
+        self.deal.layout()
+    }
+
+    fn with_splits(&self, splits: usize) -> Option<Arc<dyn Rows>> {
+        Some(Arc::new(Self {
+            schema: Arc::clone(&self.schema),
+            projection: self.projection.clone(),
+            deal: self.deal.with_splits(splits),
+        }))
     }
 
     fn batch(&self, split: usize, first: u64, count: usize) -> Result<RecordBatch, ArrowError> {

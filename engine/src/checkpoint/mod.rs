@@ -23,6 +23,7 @@ mod frame;
 pub mod manifest;
 mod store;
 mod upload;
+pub mod wal;
 
 pub use frame::Compression;
 pub use store::{CheckpointStore, Located, WrittenTable, checkpoint_folder};

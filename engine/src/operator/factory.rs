@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use crate::data::{EngineError, Result};
-use crate::operator::Operator;
 use crate::operator::aggregate::Aggregate;
 use crate::operator::assign_watermark::AssignWatermark;
 use crate::operator::expand::Expand;
@@ -31,6 +30,7 @@ use crate::operator::window_aggregate::WindowAggregate;
 use crate::operator::window_assign::WindowAssign;
 use crate::operator::window_join::WindowJoin;
 use crate::operator::wrapped::Wrapped;
+use crate::operator::{Operator, SplitSource};
 use crate::plan::{OperatorSpec, SortSpec};
 
 /// Builds the operator of one subtask; `inputs` is how many ports it has.
@@ -81,14 +81,22 @@ pub fn build_range_sort(spec: &SortSpec, runs: Arc<SharedRuns>, subtask: usize, 
     Box::new(Sort::of_range(spec.clone(), runs, subtask, subtasks))
 }
 
-/// Builds the source of one subtask; `splits` is shared by all subtasks of the vertex.
+/// Builds the source of one subtask. In a batch job all subtasks of the vertex share `splits`; in a streaming job it reads its
+/// part of `source`, or of the plan's partitions when there is none.
 ///
 /// # Errors
 /// When the spec is no source.
-pub fn build_source(spec: &OperatorSpec, splits: Arc<Splits>, subtask: usize, parallelism: usize) -> Result<Source> {
+pub fn build_source(
+    spec: &OperatorSpec,
+    splits: Arc<Splits>,
+    source: Option<Arc<dyn SplitSource>>,
+    subtask: usize,
+    parallelism: usize,
+) -> Result<Source> {
     match spec {
         OperatorSpec::Scan(spec) if spec.stream.is_some() => {
-            Ok(Source::Stream(StreamScan::new(spec.clone(), subtask, parallelism)))
+            let scan = StreamScan::new(spec.clone(), source, subtask, parallelism);
+            Ok(Source::Stream(scan))
         }
         OperatorSpec::Scan(spec) => Ok(Source::Batch(Scan::new(spec.clone(), splits))),
         other => Err(EngineError::Internal(format!("{} is not a source", other.name()))),

@@ -8,11 +8,13 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::metrics::{Count, MetricValue};
 use futures::StreamExt;
+use tokio::sync::Notify;
 
 use crate::data::{Batch, EngineError, Result, Watermark};
 use crate::operator::Context;
 use crate::operator::stream_scan::StreamScan;
 use crate::plan::ScanSpec;
+use crate::state::{Restored, Snapshot};
 
 /// The splits of one scan, shared by its subtasks: whoever is free takes the next.
 #[derive(Debug)]
@@ -78,16 +80,6 @@ impl Source {
         }
     }
 
-    pub fn snapshot(&mut self, _s: &mut crate::state::Snapshot, _cx: &Context) -> Result<()> {
-        todo!()
-    }
-    pub fn restore(&mut self, _s: &mut crate::state::Restored, _cx: &Context) -> Result<()> {
-        todo!()
-    }
-    pub fn checkpoint_complete(&mut self, _c: u64) {
-        todo!()
-    }
-
     /// Waits for the next event, at most `patience`.
     ///
     /// # Errors
@@ -96,6 +88,47 @@ impl Source {
         match self {
             Source::Batch(scan) => scan.next(cx, patience),
             Source::Stream(scan) => scan.next(cx, patience),
+        }
+    }
+
+    /// What interrupts a wait in [`Source::next`], from any thread: it then returns [`SourceEvent::Pending`].
+    ///
+    /// # Errors
+    /// As for [`Source::snapshot`].
+    pub fn wake_by(&mut self, wake: Arc<Notify>) -> Result<()> {
+        self.stream()?.wake_by(wake);
+        Ok(())
+    }
+
+    /// Hands over where each split is: after the last batch that `next` has returned.
+    ///
+    /// # Errors
+    /// For the source of a batch job, which has no checkpoints; or when the splits cannot be listed.
+    pub fn snapshot(&mut self, state: &mut Snapshot, cx: &Context) -> Result<()> {
+        self.stream()?.snapshot(state, cx)
+    }
+
+    /// Goes on where the splits were. To be called before anything else.
+    ///
+    /// # Errors
+    /// As for [`Source::snapshot`], or when the state is of another kind.
+    pub fn restore(&mut self, state: &mut Restored, cx: &Context) -> Result<()> {
+        self.stream()?.restore(state, cx)
+    }
+
+    /// A checkpoint is complete: the sources are told how far the job is.
+    pub fn checkpoint_complete(&mut self, checkpoint: u64) {
+        if let Source::Stream(scan) = self {
+            scan.checkpoint_complete(checkpoint);
+        }
+    }
+
+    fn stream(&mut self) -> Result<&mut StreamScan> {
+        match self {
+            Source::Stream(scan) => Ok(scan),
+            Source::Batch(_) => Err(EngineError::Plan(
+                "the source of a batch job has no checkpoints; run it as a stream (execution.runtime-mode)".into(),
+            )),
         }
     }
 }
@@ -133,11 +166,15 @@ impl BadRecords {
         self.none = self.counts.is_empty();
     }
 
+    /// What has been counted so far.
+    pub(super) fn sum(&self) -> u64 {
+        self.counts.iter().map(Count::value).sum::<usize>() as u64
+    }
+
     /// Notes what has been counted so far.
-    pub(super) fn note(&self, cx: &Context) {
+    fn note(&self, cx: &Context) {
         if !self.counts.is_empty() {
-            let sum: usize = self.counts.iter().map(Count::value).sum();
-            cx.metrics.bad_records.store(sum as u64, Ordering::Relaxed);
+            cx.metrics.bad_records.store(self.sum(), Ordering::Relaxed);
         }
     }
 }

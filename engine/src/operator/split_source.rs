@@ -4,6 +4,7 @@
 //! ([`crate::runtime::Environment::sources`]); of all others the position is the number of rows that a partition has
 //! given, and to go on there means to read it from the beginning and to drop so many.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,9 +43,36 @@ pub trait SplitSource: Debug + Send + Sync {
     /// [`SplitReader::open`] can.
     fn splits(&self) -> BoxFuture<'_, Result<Vec<SplitId>>>;
 
-    /// How often to look for new splits; `None` for a source whose splits do not change.
+    /// The splits to begin in a job that is restored and goes on with those `known`: those of [`SplitSource::splits`] that
+    /// are not among them. A source whose splits have other names when there are more or fewer of them finds out here what
+    /// the known ones leave.
+    ///
+    /// # Errors
+    /// When the source cannot be reached, or cannot go on with what is known.
+    fn splits_besides<'a>(&'a self, known: &'a [SplitId]) -> BoxFuture<'a, Result<Vec<SplitId>>> {
+        Box::pin(async move {
+            let names: HashSet<&str> = known.iter().map(|split| split.name.as_str()).collect();
+            let mut splits = self.splits().await?;
+            splits.retain(|split| !names.contains(split.name.as_str()));
+            Ok(splits)
+        })
+    }
+
+    /// How often to look for new splits; `None` for a source whose splits do not change. A source that looks for new ones
+    /// does not end when all it has have ended.
     fn discovery_interval(&self) -> Option<Duration> {
         None
+    }
+
+    /// How many splits a subtask reads side by side, where there may be too many to open all at once. Those that wait for
+    /// their turn hold back the watermark: the order of reading makes no row late.
+    fn open_at_once(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Whether what has been read cannot be read again, so that the runtime is to keep a log of it.
+    fn needs_log(&self) -> bool {
+        false
     }
 
     /// What reads the splits of one subtask.
@@ -65,6 +93,11 @@ pub trait SplitReader: Send {
     /// A checkpoint with these positions is complete: to tell the source how far the job is, for its monitoring. Must not
     /// wait.
     fn checkpoint_complete(&mut self, _positions: &[(SplitId, Vec<u8>)]) {}
+
+    /// How many records could not be read and were skipped, since the reader was made.
+    fn bad_records(&self) -> u64 {
+        0
+    }
 }
 
 /// Knows which plans can be positioned.

@@ -12,10 +12,10 @@ use crate::exchange::{
     Partitioner, Transport,
 };
 use crate::operator::{
-    Context, CustomFactory, Operator, OperatorMetrics, SharedRuns, Sink, SinkJob, Splits, build_operator,
-    build_range_sort, build_source,
+    Context, CustomFactory, LoggedSource, Operator, OperatorMetrics, SharedRuns, Sink, SinkJob, SplitSource, Splits,
+    build_operator, build_range_sort, build_source,
 };
-use crate::plan::{Edge, ExchangeMode, MergeMode, OperatorSpec, Partitioning, Vertex, VertexId};
+use crate::plan::{Edge, ExchangeMode, MergeMode, OperatorSpec, Partitioning, ScanSpec, Vertex, VertexId};
 use crate::runtime::chain::{Chain, Link, Outputs};
 use crate::runtime::checkpointing::Checkpointing;
 use crate::runtime::execution_graph::Stage;
@@ -55,6 +55,13 @@ pub(super) struct Deployment {
     materialized: HashMap<ChannelId, Arc<Materialized>>,
     /// What the subtasks of a sort by range share, by vertex and place in the chain.
     shared_runs: HashMap<(VertexId, usize), Arc<SharedRuns>>,
+}
+
+/// What the subtasks of a source read.
+struct ScanInput {
+    splits: Arc<Splits>,
+    /// What can be positioned, where a connector knows how.
+    source: Option<Arc<dyn SplitSource>>,
 }
 
 impl JobShared {
@@ -136,10 +143,10 @@ impl Deployment {
                 let task = &self.shared.environment.task;
                 *scan = self.shared.filters.bound(scan.clone(), task)?;
             }
-            let splits = self.splits_of(&vertex);
+            let input = self.scan_input(id, &vertex)?;
             for subtask in 0..vertex.parallelism {
                 let gate = gates.remove(&(id, subtask));
-                deployed.push(self.subtask(id, &vertex, subtask, gate, splits.as_ref(), &transport)?);
+                deployed.push(self.subtask(id, &vertex, subtask, gate, input.as_ref(), &transport)?);
             }
         }
         Ok(deployed)
@@ -173,13 +180,43 @@ impl Deployment {
         self.checkpoints.is_some() && self.shared.execution.graph.inputs_of(vertex).all(movable)
     }
 
-    fn splits_of(&self, vertex: &Vertex) -> Option<Arc<Splits>> {
+    /// What the subtasks of a source read.
+    fn scan_input(&self, id: VertexId, vertex: &Vertex) -> Result<Option<ScanInput>> {
         let Some(OperatorSpec::Scan(spec)) = vertex.chain.first() else {
-            return None;
+            return Ok(None);
         };
         let splits = Splits::new(spec.plan.0.properties().partitioning.partition_count());
         self.shared.metrics.add_splits(Arc::clone(&splits));
-        Some(splits)
+        let resolver = self
+            .shared
+            .environment
+            .sources
+            .as_ref()
+            .filter(|_| spec.stream.is_some());
+        let source = resolver.and_then(|resolver| resolver.split_source(&spec.plan.0));
+        let source = match source {
+            Some(source) if source.needs_log() => Some(self.logged(id, spec, source)?),
+            source => source,
+        };
+        Ok(Some(ScanInput { splits, source }))
+    }
+
+    /// `source` with a log. It is found again by the table's name, and by its place among the scans of that table.
+    fn logged(&self, id: VertexId, spec: &ScanSpec, source: Arc<dyn SplitSource>) -> Result<Arc<dyn SplitSource>> {
+        let Some(directory) = &self.shared.environment.wal_directory else {
+            return Err(EngineError::Plan(format!(
+                "table '{}' is to keep a log of what it reads ('scan.wal'), and a job without checkpoints has no place for it;                  SET 'execution.checkpointing.interval' and 'execution.checkpointing.dir', or leave the option out",
+                spec.table
+            )));
+        };
+        let before = self.shared.execution.graph.vertices.iter().take(id);
+        let same = before.filter(
+            |vertex| matches!(vertex.chain.first(), Some(OperatorSpec::Scan(scan)) if scan.table == spec.table),
+        );
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+        let name: String = spec.table.chars().map(plain).collect();
+        let directory = directory.join(format!("{name}-{}", same.count()));
+        Ok(Arc::new(LoggedSource::new(source, directory, spec.plan.0.schema())))
     }
 
     fn input_gate(&self, vertex: VertexId, subtask: usize, transport: &LocalTransport) -> Result<Option<InputGate>> {
@@ -243,7 +280,7 @@ impl Deployment {
         vertex: &Vertex,
         subtask: usize,
         gate: Option<InputGate>,
-        splits: Option<&Arc<Splits>>,
+        input: Option<&ScanInput>,
         transport: &LocalTransport,
     ) -> Result<Deployed> {
         let mut links = Vec::new();
@@ -254,13 +291,14 @@ impl Deployment {
             let context = self.context(id, vertex, spec, subtask);
             names.push(context.operator.clone());
             metrics.push(Arc::clone(&context.metrics));
-            match (spec, splits) {
-                (OperatorSpec::Scan(read), Some(splits)) if place == 0 => {
+            match (spec, input) {
+                (OperatorSpec::Scan(read), Some(input)) if place == 0 => {
                     let mut context = context;
                     // What a reader holds; never so much that nothing is left for the operators.
                     let most = context.memory.manager().limit_bytes() / READERS_IN_BUDGET / vertex.parallelism;
                     context.hold_anyway(read.read_bytes.min(most));
-                    let scan = build_source(spec, Arc::clone(splits), subtask, vertex.parallelism)?;
+                    let (splits, reads) = (Arc::clone(&input.splits), input.source.clone());
+                    let scan = build_source(spec, splits, reads, subtask, vertex.parallelism)?;
                     let diagnosis = self.shared.environment.diagnosis.clone();
                     source = Some(Box::new(SourceHead {
                         scan,
@@ -283,6 +321,9 @@ impl Deployment {
             .checkpoints
             .as_ref()
             .map(|wiring| wiring.reporter(id, subtask, vertex.parallelism));
+        if let (Some(source), Some(control)) = (&mut source, reporter.as_ref().and_then(|reporter| reporter.source.as_ref())) {
+            source.scan.wake_by(Arc::clone(&control.wake))?;
+        }
         let head = match (source, gate) {
             (Some(source), _) => Head::Source(source),
             (None, Some(gate)) => Head::Gate(gate),

@@ -39,6 +39,9 @@ pub struct Environment {
     pub sinks: HashMap<String, Arc<dyn SinkConnector>>,
     /// Knows which scans can go on from a position.
     pub sources: Option<Arc<dyn SourceResolver>>,
+    /// Where the job keeps logs of sources that cannot be read again: below the directory of its checkpoints. Such a source is
+    /// refused when `None`.
+    pub wal_directory: Option<PathBuf>,
     /// Explains failed scans.
     pub diagnosis: Option<Arc<dyn ScanDiagnosis>>,
     /// Under which directory jobs spill (`io.tmp.dirs`).
@@ -61,8 +64,6 @@ pub struct Environment {
     pub checkpointing: Option<Checkpointing>,
     /// Whether and when a failed job starts again.
     pub restart: RestartStrategy,
-    /// Where the logs of sources that cannot be read again go; without it there can be none.
-    pub wal_directory: Option<PathBuf>,
     /// Lives as long as the job: what must not be let go of before it has ended.
     pub keep: Option<Arc<dyn Any + Send + Sync>>,
 }

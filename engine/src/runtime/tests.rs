@@ -1,3 +1,5 @@
+mod sources;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;

@@ -1,18 +1,22 @@
 use std::collections::VecDeque;
 
-use arrow::array::{ArrayRef, TimestampMillisecondArray};
-use arrow::datatypes::{Field, Schema, SchemaRef, TimestampMillisecondType};
+use arrow::array::{ArrayRef, AsArray, TimestampMillisecondArray};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit, TimestampMillisecondType};
+use datafusion::common::ScalarValue;
 use datafusion::error::Result as DataFusionResult;
-use datafusion::execution::TaskContext;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::Operator;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use futures::stream;
 use parking_lot::Mutex;
 
+use super::times::delayed_column;
 use super::*;
+use crate::data::Batch;
 use crate::operator::harness::Harness;
 use crate::operator::limit::Limit;
-use crate::plan::{LimitSpec, PhysicalPlan, StreamScanSpec};
+use crate::plan::{LimitSpec, PhysicalPlan, ScalarExpr, StreamScanSpec};
 
 /// What a split does when it is polled.
 #[derive(Clone, Debug)]
@@ -89,7 +93,7 @@ fn stage(splits: Vec<Vec<Act>>, spec: impl FnOnce(&mut WatermarkSpec)) -> Stage 
         read_bytes: 0,
     };
     Stage {
-        scan: StreamScan::new(spec, 0, 1),
+        scan: StreamScan::new(spec, None, 0, 1),
         splits,
         harness: Harness::new(Limit::new(LimitSpec { skip: 0, fetch: None })),
     }
@@ -234,20 +238,27 @@ fn a_split_that_is_far_ahead_waits_for_the_others() {
 #[test]
 fn subtasks_share_the_splits_between_them() {
     let stage = stage(vec![vec![], vec![], vec![], vec![], vec![]], |_| {});
-    let spec = |subtask, parallelism| {
-        let plan = PhysicalPlan(Arc::clone(stage.scan.plan()));
+    let plan = Arc::clone(stage.scan.plan());
+    let ordinals = |subtask, parallelism| {
         let spec = ScanSpec {
             stream: Some(StreamScanSpec::default()),
             bounded_by: vec![],
             table: "t".into(),
-            plan,
+            plan: PhysicalPlan(Arc::clone(&plan)),
             limit: None,
             read_bytes: 0,
         };
-        StreamScan::new(spec, subtask, parallelism).unopened
+        let mut scan = StreamScan::new(spec, None, subtask, parallelism);
+        scan.splits.begin(&stage.harness.context).unwrap();
+        scan.splits.open(&stage.harness.context).unwrap();
+        scan.splits
+            .open
+            .iter()
+            .map(|split| split.id.ordinal)
+            .collect::<Vec<_>>()
     };
-    assert_eq!((spec(0, 2), spec(1, 2)), (vec![0, 2, 4], vec![1, 3]));
-    assert_eq!(spec(6, 7), Vec::<usize>::new());
+    assert_eq!((ordinals(0, 2), ordinals(1, 2)), (vec![0, 2, 4], vec![1, 3]));
+    assert_eq!(ordinals(6, 7), Vec::<u64>::new());
 }
 
 #[test]
