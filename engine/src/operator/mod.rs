@@ -24,6 +24,7 @@ mod nested_loop_join;
 mod normalize;
 mod over;
 pub mod process;
+mod progress;
 mod project;
 mod rank;
 mod runtime_filter;
