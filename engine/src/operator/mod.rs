@@ -27,6 +27,7 @@ mod normalize;
 mod over;
 mod partition_splits;
 pub mod process;
+mod progress;
 mod project;
 mod rank;
 #[cfg(test)]

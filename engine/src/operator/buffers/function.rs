@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, RecordBatchOptions, TimestampMillisecondArray};
 use arrow::compute::{cast, concat_batches};
-use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, SchemaRef, TimeUnit};
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr_common::physical_expr::fmt_sql;
 
 use super::assigner::Bounds;
 use super::firing::Firings;
@@ -160,6 +161,21 @@ impl Evaluator {
         }
     }
 
+    /// The columns that are stored of each row.
+    ///
+    /// # Errors
+    /// When an expression has no type.
+    pub(super) fn stored_fields(&self) -> Result<Vec<Field>> {
+        match self {
+            Evaluator::Aggregate(aggregate) => {
+                let input = &aggregate.aggregates.input;
+                let fields = aggregate.expressions.iter().map(|expr| stored_field(expr, input));
+                fields.collect()
+            }
+            Evaluator::Apply(_, input) => Ok(input.fields().iter().map(|field| field.as_ref().clone()).collect()),
+        }
+    }
+
     /// What is stored of the rows of a batch.
     ///
     /// # Errors
@@ -227,6 +243,18 @@ impl Evaluator {
             starts,
         })
     }
+}
+
+/// A column for what an expression over `input` gives, named after it.
+///
+/// # Errors
+/// When the expression has no type.
+pub(super) fn stored_field(expr: &Arc<dyn PhysicalExpr>, input: &SchemaRef) -> Result<Field> {
+    Ok(Field::new(
+        fmt_sql(expr.as_ref()).to_string(),
+        expr.data_type(input)?,
+        true,
+    ))
 }
 
 fn check_schema(result: &Batch, wanted: &SchemaRef) -> Result<()> {

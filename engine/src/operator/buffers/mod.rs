@@ -19,9 +19,10 @@
 //! Where this is not Flink: a continuous trigger does not fire again when nothing has come since; sessions do not merge when
 //! the silence between them is exactly the gap; nothing is lost at the end of the input.
 //!
-//! **State.** A snapshot consists of the stored columns with their times (`rows`), per window its key, bounds, flags,
-//! row places and the trigger's numbers (`table`), where results are taken back the rows of the last one, and the
-//! times asked for (`timers`). The keys are among the stored columns, so that it splits by key group.
+//! **State.** A checkpoint holds the stored rows with their times and windows, per window its key, bounds, flags, the times
+//! asked for and the trigger's numbers, and where results are taken back the rows of the last one: see `operator/state`.
+//! Assigners, triggers, evictors and functions of the program are called by shared reference and must keep nothing of their
+//! own from one call to the next: what a trigger remembers are its numbers.
 
 mod assigner;
 mod evictor;

@@ -1,6 +1,7 @@
 //! The window operator's loop: rows to windows, times to triggers, firings ([`emit`]) to results.
 
 mod emit;
+mod state;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +22,7 @@ use super::{AccumulationMode, WindowBufferSpec};
 use crate::data::{Batch, Result, Watermark, batch_bytes, without_row_kind};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::{ScalarExpr, WindowTime};
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 
 /// Firings of so many rows are evaluated before more are gathered.
@@ -58,6 +60,7 @@ pub(super) struct WindowBuffer {
     assigned: Vec<Bounds>,
     overlapping: Vec<u32>,
     late: Vec<u32>,
+    tables: state::Tables,
 }
 
 impl WindowBuffer {
@@ -73,7 +76,10 @@ impl WindowBuffer {
             .iter()
             .map(|key| Ok(key.expr.return_field(&spec.input)?.as_ref().clone()))
             .collect::<Result<_>>()?;
+        let evaluator = Evaluator::new(spec.function.clone(), &spec.input);
+        let key_schema = Arc::new(Schema::new(key_fields));
         Ok(Self {
+            tables: state::Tables::new(&spec, &key_schema, &evaluator)?,
             is_event_time: matches!(spec.time, WindowTime::Event(_)),
             merges: spec.assigner.merges(),
             retracts: spec.mode == AccumulationMode::AccumulatingAndRetracting,
@@ -85,8 +91,8 @@ impl WindowBuffer {
                 .as_ref()
                 .map(|evictor| evictor.inputs())
                 .unwrap_or_default(),
-            evaluator: Evaluator::new(spec.function.clone(), &spec.input),
-            key_schema: Arc::new(Schema::new(key_fields)),
+            evaluator,
+            key_schema,
             result_schema: without_row_kind(&spec.schema),
             watermark_ms: i64::MIN,
             now_ms: i64::MIN,
@@ -490,7 +496,8 @@ impl Operator for WindowBuffer {
 
     fn on_watermark(&mut self, watermark: Watermark, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         self.now_ms = cx.clock.now_ms();
-        self.watermark_ms = watermark.0;
+        // After a restore event time may start before what has been reached.
+        self.watermark_ms = self.watermark_ms.max(watermark.0);
         self.pass(true, watermark.0, cx, out)?;
         self.finish_call(cx, out)?;
         out.watermark(watermark)
@@ -507,6 +514,15 @@ impl Operator for WindowBuffer {
         let next = self.processing_timers.next().into_iter().chain(cleanup).min()?;
         // A millisecond is over when the next has begun: rows of the last one of a window may still come in it.
         Some(next.saturating_add(1))
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        self.hand_over(state, cx)
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        self.take_back(state, cx)?;
+        cx.hold(self.size())
     }
 
     fn on_end(&mut self, _port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {

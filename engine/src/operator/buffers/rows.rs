@@ -4,6 +4,7 @@
 //! dead, the living rows are copied together.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, UInt32Array};
 use arrow::compute::{interleave, take};
@@ -21,6 +22,13 @@ const NONE: u32 = u32::MAX;
 pub(super) struct Place {
     batch: u32,
     row: u32,
+}
+
+impl Place {
+    /// A number with the same order.
+    pub(super) fn id(self) -> u64 {
+        u64::from(self.batch) << 32 | u64::from(self.row)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -53,9 +61,10 @@ impl RowList {
     }
 }
 
+#[derive(Clone)]
 struct Stored {
     columns: Vec<ArrayRef>,
-    times: Vec<i64>,
+    times: Arc<Vec<i64>>,
     /// How many places in lists are in this batch.
     links: usize,
     bytes: usize,
@@ -83,7 +92,7 @@ impl RowStore {
         self.stored_bytes += bytes;
         self.batches.push_back(Stored {
             columns,
-            times,
+            times: Arc::new(times),
             links: 0,
             bytes,
         });
@@ -240,7 +249,7 @@ impl RowStore {
             self.stored_rows -= batch.times.len();
             self.stored_bytes -= batch.bytes;
             batch.columns = Vec::new();
-            batch.times = Vec::new();
+            batch.times = Arc::default();
             batch.bytes = 0;
         }
         if self.links_used == 0 {
@@ -284,6 +293,15 @@ impl RowStore {
         compact.links_used = self.links_used;
         *self = compact;
         Ok(())
+    }
+
+    /// The same rows, without lists: for a thread that reads them while the operator goes on.
+    pub(super) fn shared(&self) -> Self {
+        Self {
+            batches: self.batches.clone(),
+            first: self.first,
+            ..Self::default()
+        }
     }
 
     /// Whether nothing is stored.

@@ -39,6 +39,12 @@ impl Timers {
         Some((time, waiting))
     }
 
+    /// All of them, by time.
+    pub(super) fn all(&self) -> impl Iterator<Item = (i64, Waiting)> + '_ {
+        let times = self.by_time.iter();
+        times.flat_map(|(time, waiting)| waiting.iter().map(move |waiting| (*time, *waiting)))
+    }
+
     /// Drops those that nobody waits for any more, from the earliest on.
     pub(super) fn drop_stale(&mut self, is_alive: impl Fn(Waiting) -> bool) {
         while let Some(first) = self.by_time.first_entry() {

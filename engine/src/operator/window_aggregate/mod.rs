@@ -5,8 +5,10 @@
 //! its slice, never key by key. Tumbling windows are slices. Others are merged from slices ([`shared`]). Sessions differ
 //! by key and have state of their own kind ([`session`]).
 
+mod changes;
 mod cut;
 mod event_time;
+mod frozen;
 mod intake;
 mod output;
 mod part;
@@ -25,6 +27,7 @@ mod windows;
 use crate::data::{Batch, Result, Watermark};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::{AggregateMode, WindowAggregateSpec, WindowKind, WindowSource};
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 use partial::Partial;
 use session::Sessions;
@@ -112,6 +115,22 @@ impl Operator for WindowAggregate {
             Kind::Partial(partial) => partial.on_end(cx, out),
             Kind::Windows(windows) => windows.on_end(cx, out),
             Kind::Sessions(sessions) => sessions.on_end(cx, out),
+        }
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+        match &mut self.kind {
+            Kind::Partial(partial) => partial.snapshot(cx, out),
+            Kind::Windows(windows) => windows.snapshot(state, cx, out),
+            Kind::Sessions(sessions) => sessions.snapshot(state, cx, out),
+        }
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        match &mut self.kind {
+            Kind::Partial(_) => Ok(()),
+            Kind::Windows(windows) => windows.restore(state, cx),
+            Kind::Sessions(sessions) => sessions.restore(state, cx),
         }
     }
 }

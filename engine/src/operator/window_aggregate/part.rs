@@ -104,11 +104,7 @@ impl Directory {
     /// # Errors
     /// When the table cannot be made anew.
     pub(super) fn leave(&mut self, slots: &[u32]) -> Result<()> {
-        for slot in slots {
-            let holders = &mut self.holders[*slot as usize];
-            *holders -= 1;
-            self.dead += usize::from(*holders == 0);
-        }
+        self.let_go(slots);
         if self.dead == self.holders.len() {
             let keys = self.keys.as_ref().map(GroupTable::successor).transpose()?;
             let types = std::mem::take(&mut self.types);
@@ -161,6 +157,24 @@ impl Directory {
             }
             Some(keys) => keys.gather(slots),
             None => Ok(Vec::new()),
+        }
+    }
+
+    /// The slots of keys that parts hold.
+    ///
+    /// # Errors
+    /// When there are too many keys.
+    pub(super) fn find(&mut self, keys: &[ArrayRef], rows: usize) -> Result<Vec<u32>> {
+        let slots = self.enter(keys, rows)?;
+        self.let_go(&slots);
+        Ok(slots)
+    }
+
+    fn let_go(&mut self, slots: &[u32]) {
+        for slot in slots {
+            let holders = &mut self.holders[*slot as usize];
+            *holders -= 1;
+            self.dead += usize::from(*holders == 0);
         }
     }
 

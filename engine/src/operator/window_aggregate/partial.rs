@@ -1,7 +1,7 @@
 //! Aggregation before the exchange: rows to one state per group and slice, which leave before the watermark that could
 //! complete a window with them.
 //!
-//! A snapshot consists of the open tables (by slice: keys and states); it may also send them on instead.
+//! There is no state: what is open leaves before a barrier.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -228,6 +228,14 @@ impl Partial {
     /// # Errors
     /// As for `on_watermark`.
     pub(super) fn on_end(&mut self, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
+        self.release(i64::MAX, cx, out)
+    }
+
+    /// Hands on what is open: it belongs before the barrier.
+    ///
+    /// # Errors
+    /// As for `on_watermark`.
+    pub(super) fn snapshot(&mut self, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         self.release(i64::MAX, cx, out)
     }
 

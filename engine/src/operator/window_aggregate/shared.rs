@@ -1,14 +1,17 @@
 //! Closed slices, and windows as merges of them.
 //!
-//! A snapshot of this consists of the parts: for each slice its end, the keys of its slots and the state columns.
+//! Its state are the parts: for each slice its end, the keys of its slots and the state columns, which a checkpoint shares.
 //! Everything else (the directory, the running table, the tree) is made from them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::DataType;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 
+use super::changes::Changes;
+use super::frozen::{Keys, Piece};
 use super::part::{Directory, Merge, Merged, Part};
 use super::running::{Running, is_invertible};
 use super::slicing::Slicing;
@@ -60,7 +63,7 @@ impl Shared {
     pub(super) fn new(
         types: Vec<DataType>,
         slicing: Slicing,
-        functions: &[std::sync::Arc<AggregateFunctionExpr>],
+        functions: &[Arc<AggregateFunctionExpr>],
         accumulators: &Accumulators,
         ordered: bool,
     ) -> Result<Self> {
@@ -210,13 +213,76 @@ impl Shared {
         self.directory.gather(slots)
     }
 
+    /// The slots of keys that slices have.
+    ///
+    /// # Errors
+    /// When there are too many keys.
+    pub(super) fn slots(&mut self, keys: &[ArrayRef], rows: usize) -> Result<Vec<u32>> {
+        self.directory.find(keys, rows)
+    }
+
+    /// The slices that are `wanted`, for a checkpoint: each becomes one part, whose columns are shared.
+    ///
+    /// # Errors
+    /// When a function fails.
+    pub(super) fn freeze(&mut self, wanted: impl Fn(i64) -> bool) -> Result<Vec<Piece>> {
+        let of_many = self
+            .closed
+            .iter()
+            .filter(|(end, parts)| parts.len() > 1 && wanted(**end));
+        for end in of_many.map(|(end, _)| *end).collect::<Vec<_>>() {
+            let parts = self.closed.remove(&end).unwrap_or_default();
+            let one = self.unite(parts)?;
+            self.closed.insert(end, vec![one]);
+        }
+        let wanted = self.closed.iter().filter(|(end, _)| wanted(**end));
+        let parts = wanted.flat_map(|(end, parts)| parts.iter().map(move |part| (*end, part)));
+        let parts: Vec<(i64, &Part)> = parts.filter(|(_, part)| !part.slots.is_empty()).collect();
+        let keys = self.frozen_keys(&parts.iter().map(|(_, part)| part.slots.as_slice()).collect::<Vec<_>>())?;
+        let pieces = parts.into_iter().zip(keys).map(|((end, part), keys)| Piece {
+            end,
+            rows: part.slots.len(),
+            keys,
+            values: part.states.clone(),
+        });
+        Ok(pieces.collect())
+    }
+
+    /// The keys of each list of slots. All keys are copied once when the lists are longer than that.
+    ///
+    /// # Errors
+    /// When a key does not fit its type.
+    pub(super) fn frozen_keys(&self, lists: &[&[u32]]) -> Result<Vec<Keys>> {
+        let total: usize = lists.iter().map(|slots| slots.len()).sum();
+        if total >= self.directory.len() {
+            let all: Vec<u32> = (0..self.directory.len() as u32).collect();
+            let all = Arc::new(self.directory.gather(&all)?);
+            let keys = lists.iter().map(|slots| Keys::Among(Arc::clone(&all), slots.to_vec()));
+            return Ok(keys.collect());
+        }
+        let keys = self.directory.gather(&lists.concat())?;
+        let mut start = 0;
+        let own = lists.iter().map(|slots| {
+            let own = keys.iter().map(|key| key.slice(start, slots.len())).collect();
+            start += slots.len();
+            Keys::Own(own)
+        });
+        Ok(own.collect())
+    }
+
     /// Lets go of the slices that nobody needs any more: the first ones, as long as `expired`.
     ///
     /// # Errors
     /// When a table cannot be made anew.
-    pub(super) fn expire(&mut self, expired: impl Fn(i64) -> bool) -> Result<()> {
+    pub(super) fn expire(&mut self, expired: impl Fn(i64) -> bool, changes: &mut Changes) -> Result<()> {
         while let Some(first) = self.closed.first_entry().filter(|entry| expired(*entry.key())) {
             let (slice_end, mut parts) = first.remove_entry();
+            changes.go(slice_end, || {
+                let mut slots: Vec<u32> = parts.iter().flat_map(|part| &part.slots).copied().collect();
+                slots.sort_unstable();
+                slots.dedup();
+                Ok((self.directory.gather(&slots)?, slots.len()))
+            })?;
             match &mut self.strategy {
                 Strategy::Tree(tree) => tree.forget(self.slicing.number(slice_end)),
                 Strategy::Growing(prefix) => {

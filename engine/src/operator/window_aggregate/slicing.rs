@@ -81,6 +81,12 @@ impl Slicing {
         time - (time - self.offset_ms).rem_euclid(self.slice_ms)
     }
 
+    /// What the ends of slices mean: two of the same grid cut time at the same places.
+    pub(super) fn grid(&self) -> (bool, i64, i64) {
+        let attached = self.kind == Kind::Attached;
+        (attached, self.slice_ms, self.offset_ms.rem_euclid(self.slice_ms))
+    }
+
     /// Length of a slice.
     pub(super) fn slice_ms(&self) -> i64 {
         self.slice_ms

@@ -83,6 +83,25 @@ impl Table {
         Ok((keys, self.accumulators.take_all(take)?))
     }
 
+    /// The group columns and the states of all groups. The table goes on as it was.
+    ///
+    /// # Errors
+    /// When a function fails.
+    pub(super) fn copy(&mut self) -> Result<(Vec<ArrayRef>, Vec<ArrayRef>)> {
+        let rows = self.len();
+        let keys = match &self.keys {
+            Some(keys) => keys.emit(0..rows)?,
+            None => Vec::new(),
+        };
+        // Accumulators give their states away: others take them up. Groups keep their numbers, so that no key is hashed.
+        let states = self.accumulators.take_all(Take::States)?;
+        let mut accumulators = self.accumulators.successor()?;
+        let groups: Vec<usize> = (0..rows).collect();
+        accumulators.merge(&accumulators.state_inputs(&states), &groups, rows)?;
+        self.accumulators = accumulators;
+        Ok((keys, states))
+    }
+
     /// Bytes held.
     pub(super) fn size(&self) -> usize {
         self.keys.as_ref().map_or(0, GroupTable::size) + self.accumulators.size()

@@ -2,6 +2,7 @@
 
 mod emit;
 mod model;
+mod restore;
 mod sessions;
 mod slices;
 mod state;

@@ -1,4 +1,8 @@
 //! Early and late results: which windows to tell of again and when, and what has changed since they were told of last.
+//!
+//! Its state is in [`state`].
+
+mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,6 +13,7 @@ use arrow::row::{RowConverter, SortField};
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use hashbrown::HashMap;
 
+use super::changes::Changes;
 use super::part::renumber;
 use crate::data::{EngineError, Result, RowKind};
 use crate::plan::EmitSpec;
@@ -66,6 +71,8 @@ pub(super) struct Updates {
     late: Waiting,
     /// Compares results; none when there are no functions.
     converter: Option<RowConverter>,
+    /// Changes of what has been told.
+    changes: Changes,
 }
 
 impl Updates {
@@ -89,6 +96,7 @@ impl Updates {
             touched: BTreeSet::new(),
             early: Waiting::default(),
             late: Waiting::default(),
+            changes: Changes::default(),
             converter: match fields.is_empty() {
                 true => None,
                 false => Some(RowConverter::new(fields)?),
@@ -159,6 +167,7 @@ impl Updates {
         let told = Told { slots, results };
         self.told_bytes += told.size();
         self.told.insert(window_end, told);
+        self.changes.touch(window_end);
         Ok(change)
     }
 
@@ -210,9 +219,19 @@ impl Updates {
     }
 
     /// Forgets the first windows, as long as they are `gone`.
-    pub(super) fn expire(&mut self, gone: impl Fn(i64) -> bool) {
+    ///
+    /// # Errors
+    /// When the keys of slots cannot be told.
+    pub(super) fn expire(
+        &mut self,
+        gone: impl Fn(i64) -> bool,
+        keys: impl Fn(&[u32]) -> Result<Vec<ArrayRef>>,
+    ) -> Result<()> {
         while let Some(first) = self.told.first_entry().filter(|entry| gone(*entry.key())) {
-            self.told_bytes -= first.remove().size();
+            let (window_end, told) = first.remove_entry();
+            self.told_bytes -= told.size();
+            self.changes
+                .go(window_end, || Ok((keys(&told.slots)?, told.slots.len())))?;
         }
         // A slice that is gone has no window left to be told of.
         self.early.windows.retain(|end| !gone(*end));
@@ -222,10 +241,11 @@ impl Updates {
                 waiting.due = None;
             }
         }
+        Ok(())
     }
 
     /// Bytes held.
     pub(super) fn size(&self) -> usize {
-        self.told_bytes
+        self.told_bytes + self.changes.size()
     }
 }

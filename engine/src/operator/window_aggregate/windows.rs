@@ -3,12 +3,15 @@
 //! A slice that gets rows has a table of its own. Windows of one slice leave straight from that table. For others the
 //! slice is closed when the first window with it is complete: see [`Shared`].
 //!
-//! A snapshot consists of the open tables (by slice: keys and states), the closed slices, the starts of attached windows,
-//! how far windows are complete, and with early results what has last been told of each window.
+//! Its state is in [`state`].
+
+mod ahead;
+mod state;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use super::changes::Changes;
 use super::cut::{Cut, Rows, Selection, cut};
 use super::intake::{Intake, key_types, slicing_of};
 use super::output::{Bounds, Output};
@@ -48,6 +51,10 @@ pub(super) struct Windows {
     done: Option<i64>,
     output: Output,
     groups: Vec<usize>,
+    tables: state::Tables,
+    /// Changes of slices.
+    changes: Changes,
+    ahead: ahead::Ahead,
 }
 
 impl Windows {
@@ -66,7 +73,11 @@ impl Windows {
             None
         };
         let first = spec.group_by.len() + functions.len();
+        let tables = state::Tables::new(&spec, &accumulators);
         Ok(Self {
+            tables,
+            changes: Changes::default(),
+            ahead: ahead::Ahead::default(),
             merges: spec.mode == AggregateMode::Final,
             slicing,
             lateness_ms: spec.emit.map_or(0, |emit| emit.allowed_lateness_ms),
@@ -100,8 +111,8 @@ impl Windows {
                 self.note_start(slice_end, starts, &selection)?;
             }
             match selection {
-                Selection::All => self.take_rows(slice_end, &rows)?,
-                part => self.take_rows(slice_end, &rows.select(&part)?)?,
+                Selection::All => self.take_rows(slice_end, &rows, self.merges)?,
+                part => self.take_rows(slice_end, &rows.select(&part)?, self.merges)?,
             }
             if let Some(updates) = &mut self.updates {
                 updates.touch(slice_end);
@@ -114,7 +125,8 @@ impl Windows {
         Ok(())
     }
 
-    fn take_rows(&mut self, slice_end: i64, rows: &Rows) -> Result<()> {
+    /// Takes rows: raw ones, or states when `merge`.
+    fn take_rows(&mut self, slice_end: i64, rows: &Rows, merge: bool) -> Result<()> {
         if !self.open.contains_key(&slice_end) {
             // The youngest table knows best what keys look like now.
             let youngest = self
@@ -128,7 +140,8 @@ impl Windows {
         let Some(open) = self.open.get_mut(&slice_end) else {
             return Ok(());
         };
-        open.table.take_rows(rows, self.merges, &mut self.groups)?;
+        open.table.take_rows(rows, merge, &mut self.groups)?;
+        self.changes.touch(slice_end);
         let bytes = open.table.size();
         self.open_bytes = self.open_bytes - open.bytes + bytes;
         open.bytes = bytes;
@@ -199,7 +212,7 @@ impl Windows {
     /// When `on_timer` has work to do.
     pub(super) fn next_timer(&self) -> Option<i64> {
         let window = if self.intake.by_clock() {
-            self.next_window()
+            self.next_window().into_iter().chain(self.ahead.first()).min()
         } else {
             None
         };
@@ -222,7 +235,14 @@ impl Windows {
                 self.fire(end, cx, out)?;
             }
         }
-        while let Some(end) = self.next_window().filter(|end| end - 1 <= progress) {
+        loop {
+            let next = self.next_window().filter(|end| end - 1 <= progress);
+            let come = next.map_or(progress.saturating_add(1), |end| end - 1);
+            if self.ahead.first().is_some_and(|ahead| ahead <= come) {
+                self.join_ahead()?;
+                continue;
+            }
+            let Some(end) = next else { break };
             self.fire(end, cx, out)?;
             self.done = self.done.max(Some(end));
             self.expire()?;
@@ -253,6 +273,7 @@ impl Windows {
             self.template = open.table.successor()?;
             let rows = open.table.len();
             let (mut columns, results) = open.table.into_columns(Take::Results)?;
+            self.changes.go(end, || Ok((columns.clone(), rows)))?;
             columns.extend(results);
             return self.output.window(columns, rows, bounds, None, cx, out);
         }
@@ -302,16 +323,25 @@ impl Windows {
             self.starts.pop_first();
         }
         while let Some(first) = self.open.first_entry().filter(|entry| expired(*entry.key())) {
-            self.open_bytes -= first.remove().bytes;
+            let (slice_end, open) = first.remove_entry();
+            self.open_bytes -= open.bytes;
+            let rows = open.table.len();
+            match &mut self.shared {
+                Some(shared) => shared.close(slice_end, open.table)?,
+                None => self
+                    .changes
+                    .go(slice_end, || Ok((open.table.into_columns(Take::States)?.0, rows)))?,
+            }
         }
         if let Some(shared) = &mut self.shared {
-            shared.expire(expired)?;
-            let moved = shared.compact()?;
             if let Some(updates) = &mut self.updates {
-                if let Some(slots) = moved {
-                    updates.renumber(&slots);
-                }
-                updates.expire(|window_end| done.is_some_and(|done| window_end.saturating_add(lateness_ms) <= done));
+                let gone = |window_end: i64| done.is_some_and(|done| window_end.saturating_add(lateness_ms) <= done);
+                updates.expire(gone, |slots| shared.keys(slots))?;
+            }
+            shared.expire(expired, &mut self.changes)?;
+            let moved = shared.compact()?;
+            if let (Some(updates), Some(slots)) = (&mut self.updates, moved) {
+                updates.renumber(&slots);
             }
         }
         Ok(())
@@ -338,6 +368,8 @@ impl Windows {
         self.open_bytes
             + self.shared.as_ref().map_or(0, Shared::size)
             + self.updates.as_ref().map_or(0, Updates::size)
+            + self.changes.size()
+            + self.ahead.size()
             + self.output.held_bytes()
     }
 }

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, ArrowNativeTypeOp, ArrowPrimitiveType, AsArray, BooleanArray, PrimitiveArray};
-use arrow::array::{Float64Array, Int64Array, downcast_primitive};
+use arrow::array::{Float64Array, Int64Array, UInt64Array, downcast_primitive};
 use arrow::buffer::{NullBuffer, ScalarBuffer};
-use arrow::datatypes::{DataType, Decimal128Type, Float64Type, Int64Type, UInt64Type};
+use arrow::datatypes::{DataType, Decimal128Type, Field, FieldRef, Float64Type, Int64Type, UInt64Type};
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 
 use super::generic::Generic;
@@ -38,6 +38,24 @@ pub(super) trait SlotFunction: Send {
     /// # Errors
     /// When the function fails.
     fn take(&mut self, slots: &[u32]) -> Result<ArrayRef>;
+
+    /// The columns that a state consists of.
+    ///
+    /// # Errors
+    /// When the function cannot tell.
+    fn state_fields(&self) -> Result<Vec<FieldRef>>;
+
+    /// The states of these slots, which stay as they are.
+    ///
+    /// # Errors
+    /// When the function fails.
+    fn states(&mut self, slots: &[u32]) -> Result<Vec<ArrayRef>>;
+
+    /// Gives these slots, which are as new, the states that `states` told.
+    ///
+    /// # Errors
+    /// When the function fails.
+    fn restore(&mut self, slots: &[u32], states: &[ArrayRef]) -> Result<()>;
 
     /// Forgets all.
     fn clear(&mut self);
@@ -125,6 +143,33 @@ fn nulls_of(known: impl Iterator<Item = bool>) -> Option<NullBuffer> {
     Some(NullBuffer::from_iter(known)).filter(|nulls| nulls.null_count() > 0)
 }
 
+fn state_field(name: &str, data_type: &DataType) -> FieldRef {
+    Arc::new(Field::new(name, data_type.clone(), true))
+}
+
+/// The values of these slots; NULL where none is known.
+fn values_at<T: ArrowPrimitiveType>(
+    values: &[T::Native],
+    known: &[bool],
+    slots: &[u32],
+    data_type: &DataType,
+) -> ArrayRef {
+    let nulls = nulls_of(slots.iter().map(|slot| known[*slot as usize]));
+    let values: ScalarBuffer<T::Native> = slots.iter().map(|slot| values[*slot as usize]).collect();
+    Arc::new(PrimitiveArray::<T>::new(values, nulls).with_data_type(data_type.clone()))
+}
+
+/// Gives slots the values that `values_at` told.
+fn put_values<T: ArrowPrimitiveType>(values: &mut [T::Native], known: &mut [bool], slots: &[u32], states: &ArrayRef) {
+    let states: &PrimitiveArray<T> = states.as_primitive();
+    for (row, slot) in slots.iter().enumerate() {
+        if states.is_valid(row) {
+            values[*slot as usize] = states.value(row);
+            known[*slot as usize] = true;
+        }
+    }
+}
+
 #[derive(Default)]
 struct Count {
     counts: Vec<i64>,
@@ -157,6 +202,23 @@ impl SlotFunction for Count {
             .iter()
             .map(|slot| std::mem::take(&mut self.counts[*slot as usize]));
         Ok(Arc::new(Int64Array::from_iter_values(counts)))
+    }
+
+    fn state_fields(&self) -> Result<Vec<FieldRef>> {
+        Ok(vec![state_field("count", &DataType::Int64)])
+    }
+
+    fn states(&mut self, slots: &[u32]) -> Result<Vec<ArrayRef>> {
+        let counts = slots.iter().map(|slot| self.counts[*slot as usize]);
+        Ok(vec![Arc::new(Int64Array::from_iter_values(counts))])
+    }
+
+    fn restore(&mut self, slots: &[u32], states: &[ArrayRef]) -> Result<()> {
+        let counts: &Int64Array = states[0].as_primitive();
+        for (slot, count) in slots.iter().zip(counts) {
+            self.counts[*slot as usize] = count.unwrap_or(0);
+        }
+        Ok(())
     }
 
     fn clear(&mut self) {
@@ -217,6 +279,19 @@ where
         Ok(Arc::new(array.with_data_type(self.data_type.clone())))
     }
 
+    fn state_fields(&self) -> Result<Vec<FieldRef>> {
+        Ok(vec![state_field("sum", &self.data_type)])
+    }
+
+    fn states(&mut self, slots: &[u32]) -> Result<Vec<ArrayRef>> {
+        Ok(vec![values_at::<T>(&self.sums, &self.known, slots, &self.data_type)])
+    }
+
+    fn restore(&mut self, slots: &[u32], states: &[ArrayRef]) -> Result<()> {
+        put_values::<T>(&mut self.sums, &mut self.known, slots, &states[0]);
+        Ok(())
+    }
+
     fn clear(&mut self) {
         (self.sums, self.known) = (Vec::new(), Vec::new());
     }
@@ -260,6 +335,31 @@ impl SlotFunction for Average {
             (count > 0).then(|| sum / count as f64)
         };
         Ok(Arc::new(slots.iter().map(average).collect::<Float64Array>()))
+    }
+
+    fn state_fields(&self) -> Result<Vec<FieldRef>> {
+        Ok(vec![
+            state_field("sum", &DataType::Float64),
+            state_field("count", &DataType::UInt64),
+        ])
+    }
+
+    fn states(&mut self, slots: &[u32]) -> Result<Vec<ArrayRef>> {
+        let sums = slots.iter().map(|slot| self.sums[*slot as usize]);
+        let counts = slots.iter().map(|slot| self.counts[*slot as usize]);
+        Ok(vec![
+            Arc::new(Float64Array::from_iter_values(sums)),
+            Arc::new(UInt64Array::from_iter_values(counts)),
+        ])
+    }
+
+    fn restore(&mut self, slots: &[u32], states: &[ArrayRef]) -> Result<()> {
+        let (sums, counts): (&Float64Array, &UInt64Array) = (states[0].as_primitive(), states[1].as_primitive());
+        for ((slot, sum), count) in slots.iter().zip(sums).zip(counts) {
+            self.sums[*slot as usize] = sum.unwrap_or(0.0);
+            self.counts[*slot as usize] = count.unwrap_or(0);
+        }
+        Ok(())
     }
 
     fn clear(&mut self) {
@@ -319,6 +419,19 @@ impl<T: ArrowPrimitiveType> SlotFunction for Extreme<T> {
         let values: ScalarBuffer<T::Native> = slots.iter().map(|slot| self.values[*slot as usize]).collect();
         let array = PrimitiveArray::<T>::new(values, nulls);
         Ok(Arc::new(array.with_data_type(self.data_type.clone())))
+    }
+
+    fn state_fields(&self) -> Result<Vec<FieldRef>> {
+        Ok(vec![state_field("value", &self.data_type)])
+    }
+
+    fn states(&mut self, slots: &[u32]) -> Result<Vec<ArrayRef>> {
+        Ok(vec![values_at::<T>(&self.values, &self.known, slots, &self.data_type)])
+    }
+
+    fn restore(&mut self, slots: &[u32], states: &[ArrayRef]) -> Result<()> {
+        put_values::<T>(&mut self.values, &mut self.known, slots, &states[0]);
+        Ok(())
     }
 
     fn clear(&mut self) {

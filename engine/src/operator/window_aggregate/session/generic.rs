@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, UInt32Array};
+use arrow::array::{ArrayRef, UInt32Array, new_empty_array};
 use arrow::compute::take;
+use arrow::datatypes::FieldRef;
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::Accumulator;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
@@ -89,6 +90,40 @@ impl SlotFunction for Generic {
             results.push(self.out_of(*slot)?.evaluate()?);
         }
         Ok(ScalarValue::iter_to_array(results)?)
+    }
+
+    fn state_fields(&self) -> Result<Vec<FieldRef>> {
+        Ok(self.function.state_fields()?)
+    }
+
+    fn states(&mut self, slots: &[u32]) -> Result<Vec<ArrayRef>> {
+        let fields = self.function.state_fields()?;
+        let mut columns: Vec<Vec<ScalarValue>> = fields.iter().map(|_| Vec::with_capacity(slots.len())).collect();
+        for slot in slots {
+            // An accumulator that has told its state is spent: another takes it up.
+            let state = self.out_of(*slot)?.state()?;
+            let arrays = state.iter().map(|value| value.to_array());
+            let arrays = arrays.collect::<std::result::Result<Vec<_>, _>>()?;
+            self.with(*slot, |accumulator| Ok(accumulator.merge_batch(&arrays)?))?;
+            for (column, value) in columns.iter_mut().zip(state) {
+                column.push(value);
+            }
+        }
+        let columns = columns.into_iter().zip(&fields);
+        columns
+            .map(|(column, field)| match column.is_empty() {
+                true => Ok(new_empty_array(field.data_type())),
+                false => Ok(ScalarValue::iter_to_array(column)?),
+            })
+            .collect()
+    }
+
+    fn restore(&mut self, slots: &[u32], states: &[ArrayRef]) -> Result<()> {
+        for (row, slot) in slots.iter().enumerate() {
+            let state: Vec<ArrayRef> = states.iter().map(|column| column.slice(row, 1)).collect();
+            self.with(*slot, |accumulator| Ok(accumulator.merge_batch(&state)?))?;
+        }
+        Ok(())
     }
 
     fn clear(&mut self) {

@@ -3,10 +3,11 @@
 //! Per batch: keys to numbers in one go; then, row by row, the session of each, which is a comparison or two as a key
 //! mostly has one open session; then each function over the whole batch.
 //!
-//! A snapshot consists of a row per open session: its key, its bounds, each function's state.
+//! Its state is in [`state`].
 
 mod functions;
 mod generic;
+mod state;
 mod store;
 
 use std::sync::atomic::Ordering;
@@ -24,6 +25,7 @@ use crate::data::{Batch, EngineError, Result, Watermark};
 use crate::operator::aggregate::group_table::GroupTable;
 use crate::operator::{Collector, Context};
 use crate::plan::{AggregateMode, WindowAggregateSpec};
+use crate::state::TableSpec;
 
 /// Keys are not sorted out below so many.
 const COMPACT_MIN: usize = 1024;
@@ -41,6 +43,7 @@ pub(super) struct Sessions {
     slots: Vec<u32>,
     /// For each slot itself, but for sessions that have become part of others in this batch.
     now_in: Vec<u32>,
+    table: TableSpec,
 }
 
 impl Sessions {
@@ -62,7 +65,9 @@ impl Sessions {
         }
         let types: Vec<DataType> = key_types(&spec);
         let first = spec.group_by.len() + spec.aggregates.functions.len();
+        let functions = functions_of(&spec.aggregates)?;
         Ok(Self {
+            table: state::table(&spec, &functions)?,
             // Times are read as they are: slices of attached windows are single moments.
             intake: Intake::new(&spec, Slicing::attached())?,
             keys: match types.is_empty() {
@@ -70,7 +75,7 @@ impl Sessions {
                 false => Some(GroupTable::new(types)?),
             },
             store: Store::new(gap_ms),
-            functions: functions_of(&spec.aggregates)?,
+            functions,
             done: i64::MIN,
             output: Output::new(spec.schema.0, spec.properties, first)?,
             groups: Vec::new(),
@@ -89,7 +94,7 @@ impl Sessions {
         };
         let times = self.intake.numbers(batch, now)?;
         let rows = self.intake.rows(batch)?;
-        self.number_keys(&rows)?;
+        self.number_keys(&rows.keys, rows.count)?;
         let late = self.join_all(&times)?;
         if late == 0 {
             self.update(&rows)?;
@@ -110,15 +115,15 @@ impl Sessions {
         cx.hold(self.held())
     }
 
-    fn number_keys(&mut self, rows: &Rows) -> Result<()> {
+    fn number_keys(&mut self, columns: &[ArrayRef], rows: usize) -> Result<()> {
         match &mut self.keys {
             Some(keys) => {
-                keys.number(&rows.keys, &mut self.groups)?;
+                keys.number(columns, &mut self.groups)?;
                 self.store.grow_keys(keys.len());
             }
             None => {
                 self.groups.clear();
-                self.groups.resize(rows.count, 0);
+                self.groups.resize(rows, 0);
                 self.store.grow_keys(1);
             }
         }

@@ -139,18 +139,22 @@ impl Store {
     }
 
     fn open(&mut self, key: usize, time: i64) -> u32 {
-        let end = time + self.gap_ms;
+        self.open_with(key, time, time + self.gap_ms)
+    }
+
+    /// Opens a session with these bounds, which touches no other.
+    pub(super) fn open_with(&mut self, key: usize, start: i64, end: i64) -> u32 {
         let head = self.heads[key];
         self.live_keys += usize::from(head == NONE);
         let slot = match self.free.pop() {
             Some(slot) => {
                 let at = slot as usize;
-                (self.starts[at], self.ends[at]) = (time, end);
+                (self.starts[at], self.ends[at]) = (start, end);
                 (self.keys[at], self.next[at]) = (key as u32, head);
                 slot
             }
             None => {
-                self.starts.push(time);
+                self.starts.push(start);
                 self.ends.push(end);
                 self.keys.push(key as u32);
                 self.next.push(head);
@@ -238,6 +242,12 @@ impl Store {
         if self.open == 0 && !self.ends.is_empty() {
             *self = Self::new(self.gap_ms);
         }
+    }
+
+    /// The slots of all sessions.
+    pub(super) fn all(&self) -> Vec<u32> {
+        let slots = (0..).zip(&self.keys).filter(|(_, key)| **key != NONE);
+        slots.map(|(slot, _)| slot).collect()
     }
 
     /// The keys that have sessions.

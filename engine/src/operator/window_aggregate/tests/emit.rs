@@ -13,12 +13,12 @@ use crate::plan::{EmitSpec, WindowKind};
 
 /// Keeps the table that a changelog describes.
 #[derive(Default)]
-struct Folded {
+pub(super) struct Folded {
     rows: BTreeMap<String, usize>,
 }
 
 impl Folded {
-    fn take(&mut self, batches: &[Batch]) {
+    pub(super) fn take(&mut self, batches: &[Batch]) {
         for line in lines(batches) {
             let (row, kind) = line.rsplit_once('|').unwrap();
             if kind == "0" || kind == "2" {
@@ -33,7 +33,7 @@ impl Folded {
         }
     }
 
-    fn lines(&self) -> Vec<String> {
+    pub(super) fn lines(&self) -> Vec<String> {
         assert!(self.rows.values().all(|count| *count == 1), "{:?}", self.rows);
         self.rows.keys().cloned().collect()
     }
