@@ -61,8 +61,9 @@ pub use join::{CoGroupBuilder, IntervalJoined, JoinBuilder, JoinedWindows};
 pub use keyed::KeyedStream;
 pub use source::{StreamBuilder, StreamJob, WatermarkStrategy};
 pub use thalweg_engine::operator::process::{
-    BroadcastState, ListState, MapState, PerRecord, ProcessContext, ProcessFunction, RecordContext, RecordFunction,
-    RowView, StateDeclarations, StateValue, States, ValueState,
+    AggregateFunction, AggregatingState, BroadcastState, ColumnState, ListState, MapState, PerRecord, ProcessContext,
+    ProcessFunction, RecordContext, RecordFunction, ReducingState, RowView, StateDeclarations, StateValue, States, Ttl,
+    ValueState,
 };
 pub use thalweg_engine::operator::windows::{AccumulationMode, Bounds, WindowContext};
 pub use window::{WindowAssigner, WindowEvictor, WindowTrigger, WindowedStream};

@@ -13,6 +13,7 @@
 mod evolution;
 mod restored;
 mod snapshot;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,8 @@ use crate::data::{Batch, Result, hash_rows, key_group};
 pub use evolution::{Evolution, evolve};
 pub use restored::{Restored, RestoredRows, Run};
 pub use snapshot::{Frozen, FrozenTable, Snapshot, SnapshotRequest};
+pub(crate) use table::{FrozenKeys, History};
+pub use table::{KeyedTable, NO_SLOT, Ttl};
 
 /// Number of key groups: the most subtasks that a keyed vertex can ever have.
 pub const MAX_PARALLELISM: u32 = 128;

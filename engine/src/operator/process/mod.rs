@@ -7,28 +7,43 @@
 //! Keys are dense numbers. A key of which no state and no timer is left is forgotten, and its number given to another:
 //! a number is good for the time of one call only.
 //!
-//! **State.** A snapshot consists of the keys, each declared state as a column by key (`state`), and the times asked
-//! for with their keys.
+//! **State.** A snapshot consists of a table for each declared state ([`state`]) and one of the times asked for with their
+//! keys ([`timers`]). What a function keeps in fields of its own is not in it. The state of a function without a key is its
+//! subtask's and cannot be shared out among more or fewer of them.
 
+mod cells;
+mod column;
+mod contents;
+mod fold;
+mod handles;
+mod keys;
 mod record;
 mod state;
 #[cfg(test)]
 mod tests;
+mod timers;
+mod value;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{RecordBatchOptions, UInt32Array};
+use arrow::array::RecordBatchOptions;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 
+pub use crate::state::Ttl;
+pub use column::ColumnState;
+pub use fold::{AggregateFunction, AggregatingState, ReducingState};
+pub use handles::{BroadcastState, ListState, MapState, ValueState};
 pub use record::{PerRecord, RecordContext, RecordFunction, RowView};
-pub use state::{BroadcastState, ListState, MapState, StateDeclarations, StateValue, States, ValueState};
+pub use state::{StateDeclarations, States};
+pub use value::StateValue;
 
+use self::keys::KeyNumbers;
+use self::timers::{KeyTimers, delete, pop};
 use crate::data::{Batch, EngineError, Result, Watermark};
 use crate::operator::buffers::event_times;
-use crate::operator::buffers::keys::Keys;
 use crate::operator::{Collector, Context, CustomFactory, CustomOperator, Operator, Port};
 use crate::plan::{CustomSpec, ScalarExpr};
+use crate::state::{Restored, Snapshot};
 use crate::time::Timer;
 
 /// A function of the program with state.
@@ -69,7 +84,6 @@ pub struct ProcessContext<'a> {
     /// The states.
     pub states: &'a mut States,
     timers: &'a mut KeyTimers,
-    key_table: &'a Keys,
     key_schema: &'a SchemaRef,
     output: &'a SchemaRef,
     out: &'a mut dyn Collector,
@@ -101,13 +115,7 @@ impl ProcessContext<'_> {
     /// # Errors
     /// When the key cannot be brought to its type.
     pub fn key_row(&self, key: usize) -> Result<Batch> {
-        let options = RecordBatchOptions::new().with_row_count(Some(1));
-        let columns = self.key_table.one(key)?;
-        Ok(Batch::try_new_with_options(
-            Arc::clone(self.key_schema),
-            columns,
-            &options,
-        )?)
+        self.key_rows(&[key])
     }
 
     /// The keys of these numbers, a row each.
@@ -115,9 +123,8 @@ impl ProcessContext<'_> {
     /// # Errors
     /// When they do not fit one batch.
     pub fn key_rows(&self, keys: &[usize]) -> Result<Batch> {
-        let numbers: UInt32Array = keys.iter().map(|key| *key as u32).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(keys.len()));
-        let columns = self.key_table.columns(&numbers)?;
+        let columns = self.states.keys.columns(keys)?;
         Ok(Batch::try_new_with_options(
             Arc::clone(self.key_schema),
             columns,
@@ -160,33 +167,6 @@ impl ProcessContext<'_> {
     }
 }
 
-type TimersByTime = BTreeMap<i64, Vec<u32>>;
-
-#[derive(Default)]
-struct KeyTimers {
-    event: TimersByTime,
-    processing: TimersByTime,
-}
-
-fn delete(timers: &mut TimersByTime, key: usize, time_ms: i64) {
-    if let Some(keys) = timers.get_mut(&time_ms) {
-        keys.retain(|other| *other as usize != key);
-        if keys.is_empty() {
-            timers.remove(&time_ms);
-        }
-    }
-}
-
-fn pop(timers: &mut TimersByTime, until: i64) -> Option<(i64, Vec<usize>)> {
-    if *timers.first_key_value()?.0 > until {
-        return None;
-    }
-    let (time, mut keys) = timers.pop_first()?;
-    keys.sort_unstable();
-    keys.dedup();
-    Some((time, keys.into_iter().map(|key| key as usize).collect()))
-}
-
 /// One input of a process operator.
 #[derive(Clone)]
 pub struct ProcessInput {
@@ -199,9 +179,6 @@ pub struct ProcessInput {
     /// Whether every subtask gets all of it, so that it may change broadcast states and has no key.
     pub broadcast: bool,
 }
-
-/// What a time with the keys that wait for it takes, about.
-const TIMER_BYTES: usize = 96;
 
 /// Makes the function of a subtask.
 pub type MakeProcessFunction = dyn Fn(usize) -> Box<dyn ProcessFunction> + Send + Sync;
@@ -242,15 +219,14 @@ fn key_fields(input: &ProcessInput) -> Result<Vec<Field>> {
 }
 
 impl CustomOperator for ProcessSpec {
-    fn create(&self, subtask: usize, _parallelism: usize) -> Result<Box<dyn Operator>> {
+    fn create(&self, subtask: usize, parallelism: usize) -> Result<Box<dyn Operator>> {
         let keyed = self.inputs.iter().find(|input| !input.broadcast);
         let fields = keyed.map(key_fields).transpose()?.unwrap_or_default();
         let types = fields.iter().map(|field| field.data_type().clone()).collect();
         Ok(Box::new(Process {
             function: (self.function)(subtask),
-            keys: Keys::new(types)?,
             key_schema: Arc::new(Schema::new(fields)),
-            states: self.states.open(),
+            states: self.states.open(KeyNumbers::new(types, (subtask, parallelism))?)?,
             timers: KeyTimers::default(),
             watermark_ms: i64::MIN,
             ended: vec![false; self.inputs.len()],
@@ -264,7 +240,6 @@ impl CustomOperator for ProcessSpec {
 struct Process {
     spec: ProcessSpec,
     function: Box<dyn ProcessFunction>,
-    keys: Keys,
     key_schema: SchemaRef,
     states: States,
     timers: KeyTimers,
@@ -282,14 +257,15 @@ impl Process {
         out: &mut dyn Collector,
         call: impl FnOnce(&mut dyn ProcessFunction, &mut ProcessContext<'_>) -> Result<()>,
     ) -> Result<()> {
+        let now_ms = cx.clock.now_ms();
+        self.states.set_time(now_ms);
         let mut context = ProcessContext {
             keys: numbers,
             times_ms,
             watermark_ms: self.watermark_ms,
-            now_ms: cx.clock.now_ms(),
+            now_ms,
             states: &mut self.states,
             timers: &mut self.timers,
-            key_table: &self.keys,
             key_schema: &self.key_schema,
             output: &self.spec.output,
             out,
@@ -322,26 +298,15 @@ impl Process {
 
     /// Forgets the keys that have neither state nor timer, when there are many; books what is left.
     fn tidy(&mut self, cx: &mut Context) -> Result<()> {
-        if self.keys.is_crowded() {
-            let mut used = vec![false; self.keys.len()];
+        self.states.set_time(cx.clock.now_ms());
+        self.states.settle(cx)?;
+        if self.states.keys.is_crowded() {
+            let mut used = vec![false; self.states.keys.bound()];
             self.states.mark_used(&mut used);
-            for keys in self.timers.event.values().chain(self.timers.processing.values()) {
-                keys.iter().for_each(|key| used[*key as usize] = true);
-            }
-            if let Some(new_number) = self.keys.shrink(&used)? {
-                self.states.renumber(&used, &new_number);
-                for keys in self
-                    .timers
-                    .event
-                    .values_mut()
-                    .chain(self.timers.processing.values_mut())
-                {
-                    keys.iter_mut().for_each(|key| *key = new_number[*key as usize]);
-                }
-            }
+            self.timers.mark_used(&mut used);
+            self.states.forget(&used);
         }
-        let timers = self.timers.event.len() + self.timers.processing.len();
-        cx.hold(self.keys.size() + self.states.size() + timers * TIMER_BYTES)
+        cx.hold(self.states.size() + self.timers.size())
     }
 }
 
@@ -361,7 +326,7 @@ impl Operator for Process {
                 .iter()
                 .map(|key| Ok(key.expr.evaluate(&batch)?.into_array(batch.num_rows())?))
                 .collect::<Result<Vec<_>>>()?;
-            self.keys.intern(&columns, batch.num_rows(), &mut numbers)?;
+            self.states.keys.number_all(&columns, batch.num_rows(), &mut numbers)?;
         }
         self.states.may_broadcast = input.broadcast;
         self.call((&numbers, times.as_deref()), cx, out, |function, context| {
@@ -399,5 +364,19 @@ impl Operator for Process {
             self.pass(false, last, cx, out)?;
         }
         self.call((&[], None), cx, out, |function, context| function.on_end(context))
+    }
+
+    fn snapshot(&mut self, state: &mut Snapshot, cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        self.states.set_time(cx.clock.now_ms());
+        self.states.snapshot(state);
+        self.timers.snapshot(&mut self.states.keys, state);
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        self.states.set_time(cx.clock.now_ms());
+        self.states.restore(state, cx)?;
+        self.timers.restore(&mut self.states.keys, state)?;
+        self.tidy(cx)
     }
 }
