@@ -95,7 +95,11 @@ impl Place {
     }
 
     fn events(&self, watched: bool) -> String {
-        let watched = if watched { ", 'source.monitor-interval' = '10 ms'" } else { "" };
+        let watched = if watched {
+            ", 'source.monitor-interval' = '10 ms'"
+        } else {
+            ""
+        };
         format!(
             "CREATE TABLE events (id BIGINT, k STRING, v BIGINT, ts TIMESTAMP(3), \
              WATERMARK FOR ts AS ts - INTERVAL '1' SECOND) WITH ('connector' = 'filesystem', 'path' = '{}/', \
@@ -148,7 +152,12 @@ impl Place {
         let start = Instant::now();
         while self.passed() < self.files * FILE_ROWS {
             assert!(running.is_alive(), "{}", running.log());
-            assert!(start.elapsed() < PATIENCE, "{} rows have passed: {}", self.passed(), running.log());
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{} rows have passed: {}",
+                self.passed(),
+                running.log()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -164,7 +173,11 @@ impl Place {
         session.execute(&self.events(false)).unwrap();
         for (name, columns, query) in APPENDED {
             let written = lines(&self.folder.path().join(name));
-            compare(name, &counted(written.iter().map(|line| row_of(line, columns))), &rows(&session, query));
+            compare(
+                name,
+                &counted(written.iter().map(|line| row_of(line, columns))),
+                &rows(&session, query),
+            );
         }
         for (name, columns, query) in CHANGED {
             let mut folded: BTreeMap<Vec<String>, i64> = BTreeMap::new();
@@ -261,7 +274,13 @@ fn compare(name: &str, written: &BTreeMap<Vec<String>, i64>, expected: &BTreeMap
 }
 
 /// Runs a job while files arrive and it is killed at random, until it has been killed so often.
-fn killed_at_random(seed: u64, kills: usize, files: usize, parallelism: impl Fn(usize) -> usize, settings: &[(&str, &str)]) {
+fn killed_at_random(
+    seed: u64,
+    kills: usize,
+    files: usize,
+    parallelism: impl Fn(usize) -> usize,
+    settings: &[(&str, &str)],
+) {
     let place = Place::new(seed, files);
     let mut random = StdRng::seed_from_u64(seed);
     let mut killed = 0;
@@ -276,7 +295,11 @@ fn killed_at_random(seed: u64, kills: usize, files: usize, parallelism: impl Fn(
         }
         put_files += share;
         std::thread::sleep(Duration::from_millis(random.random_range(5..900)));
-        assert!(running.kill(), "it ended by itself: {}", std::fs::read_to_string(job.script.with_extension("log")).unwrap());
+        assert!(
+            running.kill(),
+            "it ended by itself: {}",
+            std::fs::read_to_string(job.script.with_extension("log")).unwrap()
+        );
         killed += 1;
     }
     for number in put_files..files {
@@ -290,7 +313,10 @@ fn killed_at_random(seed: u64, kills: usize, files: usize, parallelism: impl Fn(
 }
 
 fn seed() -> u64 {
-    std::env::var("THALWEG_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(7)
+    std::env::var("THALWEG_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(7)
 }
 
 #[test]
@@ -371,7 +397,12 @@ fn killed_at_every_fault_point() {
     let mut running = job.start(Some("before-end:1"));
     place.wait_until_all_have_passed(&mut running);
     // Killed between the final checkpoint and the end: the next run finds nothing left to do.
-    let _ = job.ask(&["stop", "--drain", "--target", place.folder.path().join("savepoints").to_str().unwrap()]);
+    let _ = job.ask(&[
+        "stop",
+        "--drain",
+        "--target",
+        place.folder.path().join("savepoints").to_str().unwrap(),
+    ]);
     assert!(!running.ended().success());
     let mut running = job.start(None);
     assert!(running.ended().success(), "{}", running.log());

@@ -321,7 +321,10 @@ impl Deployment {
             .checkpoints
             .as_ref()
             .map(|wiring| wiring.reporter(id, subtask, vertex.parallelism));
-        if let (Some(source), Some(control)) = (&mut source, reporter.as_ref().and_then(|reporter| reporter.source.as_ref())) {
+        if let (Some(source), Some(control)) = (
+            &mut source,
+            reporter.as_ref().and_then(|reporter| reporter.source.as_ref()),
+        ) {
             source.scan.wake_by(Arc::clone(&control.wake))?;
         }
         let head = match (source, gate) {

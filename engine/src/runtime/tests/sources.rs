@@ -78,7 +78,7 @@ fn what_cannot_be_read_again_is_logged_and_refused_where_there_is_no_place_for_i
         let rows = submit(job(), &process.environment)
             .and_then(JobHandle::collect)
             .unwrap();
-        assert_eq!(sorted(rows), [0, 1, 2, 3, 4], "run {run}");
+        assert_eq!(sorted(rows), [0, 1, 2, 3, 4], "run {number}");
         assert!(log.path().join("t-0").is_dir());
     }
 }
