@@ -114,15 +114,28 @@ fn in_flight(graph: &JobGraph, vertex: VertexId) -> Vec<TableSpec> {
 /// # Errors
 /// Names the first that cannot.
 pub(super) fn check_operators(graph: &JobGraph) -> Result<()> {
-    for vertex in &graph.vertices {
-        if let Some(operator) = vertex.chain.iter().find(|operator| !operator.has_snapshots()) {
-            return Err(EngineError::Plan(format!(
-                "operator {} of '{}' keeps state that no checkpoint can hold; run the job without checkpoints, or write the query \
-                 so that it runs on streams",
-                operator.name(),
-                vertex.name
-            )));
+    let is_sink = |operator: &OperatorSpec| matches!(operator, OperatorSpec::Sink(_));
+    // What follows a sink sees nothing before the end but the counts of rows written.
+    let mut follows_sink = vec![false; graph.vertices.len()];
+    for id in graph
+        .topological_order()
+        .map_err(|e| EngineError::Plan(e.to_string()))?
+    {
+        let vertex = &graph.vertices[id];
+        let mut follows =
+            graph.inputs_of(id).next().is_some() && graph.inputs_of(id).all(|edge| follows_sink[edge.from]);
+        for operator in &vertex.chain {
+            if !follows && !operator.has_snapshots() {
+                return Err(EngineError::Plan(format!(
+                    "operator {} of '{}' keeps state that no checkpoint can hold; run the job without checkpoints, or write the query \
+                     so that it runs on streams",
+                    operator.name(),
+                    vertex.name
+                )));
+            }
+            follows |= is_sink(operator);
         }
+        follows_sink[id] = follows;
     }
     Ok(())
 }
