@@ -58,7 +58,15 @@ impl Job {
 
     /// Completes what is open and waits for the end.
     pub(crate) fn drain(&self, mut running: Running, target: &Path) -> String {
-        let asked = self.ask(&["stop", "--drain", "--target", target.to_str().unwrap()]);
+        let start = Instant::now();
+        let asked = loop {
+            let asked = self.ask(&["stop", "--drain", "--target", target.to_str().unwrap()]);
+            // It may not have come so far yet as to take requests.
+            if asked.status.success() || !running.is_alive() || start.elapsed() > PATIENCE {
+                break asked;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
         let text = String::from_utf8_lossy(&asked.stderr).into_owned();
         assert!(asked.status.success(), "{text}\n{}", running.log());
         assert!(running.ended().success(), "{}", running.log());
