@@ -31,6 +31,9 @@ struct State {
 pub(super) struct Boxed {
     function: Arc<AggregateFunctionExpr>,
     sliding: bool,
+    /// The function says that a value which is taken back is not there after it has taken back those that are. So it is in a group
+    /// that was forgotten and came anew.
+    forgives: bool,
     /// Rows with NULL arguments make a difference.
     keeps_nulls: bool,
     /// The result of no rows.
@@ -71,6 +74,7 @@ impl Boxed {
         }
         let empty = accumulator.evaluate()?;
         Ok(Self {
+            forgives: matches!(function.fun().name(), "median" | "percentile_cont"),
             keeps_nulls: function.fun().name() == "array_agg",
             function,
             sliding,
@@ -113,8 +117,11 @@ impl Boxed {
         if middle > start {
             accumulator.update_batch(&slice(start, middle))?;
         }
-        if end > middle {
-            accumulator.retract_batch(&slice(middle, end))?;
+        if end > middle
+            && let Err(error) = accumulator.retract_batch(&slice(middle, end))
+            && !self.forgives
+        {
+            return Err(error.into());
         }
         state.rows = (state.rows + come).saturating_sub(go);
         // Without rows there is nothing to round, and some functions would not say NULL.

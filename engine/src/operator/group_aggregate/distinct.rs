@@ -7,8 +7,8 @@ use arrow::compute::take;
 use arrow::datatypes::{DataType, Field, UInt32Type, UInt64Type};
 
 use super::counts::known;
-use super::rolling::{FrozenEntries, Rolling, Rows, field, keep};
-use crate::data::Result;
+use super::rolling::{Entries, FrozenEntries, Rolling, Rows, field, keep};
+use crate::data::{Result, canonical_floats, has_nested_float};
 use crate::operator::aggregate::{GroupTable, Input, plain_type};
 use crate::operator::keyed::{FROZEN_ROWS, Frozen};
 
@@ -22,6 +22,7 @@ const NO_SLOT: u32 = u32::MAX;
 /// A function of the distinct values of its arguments.
 pub(super) struct Distinct {
     types: Vec<DataType>,
+    has_floats: Vec<bool>,
     /// Whether a NULL is a value.
     keeps_nulls: bool,
     /// Keys are pairs of a slot and the values.
@@ -47,6 +48,10 @@ impl Distinct {
     pub(super) fn new(types: Vec<DataType>, keeps_nulls: bool, inner: Box<dyn Rolling>) -> Result<Self> {
         Ok(Self {
             pairs: table(&types)?,
+            has_floats: types
+                .iter()
+                .map(|of| of.is_floating() || has_nested_float(of))
+                .collect(),
             types,
             keeps_nulls,
             counts: Vec::new(),
@@ -101,12 +106,7 @@ fn table(types: &[DataType]) -> Result<GroupTable> {
 }
 
 /// The pairs of a range that are there: their groups, their values and how often they are there.
-fn present(
-    pairs: &GroupTable,
-    counts: &[u64],
-    groups: &[u32],
-    range: std::ops::Range<usize>,
-) -> Result<(Vec<u32>, Vec<ArrayRef>)> {
+fn present(pairs: &GroupTable, counts: &[u64], groups: &[u32], range: std::ops::Range<usize>) -> Result<Entries> {
     let numbers: Vec<u32> = range.map(|pair| pair as u32).collect();
     let mut columns = pairs.gather_plain(&numbers)?;
     let slots = columns.remove(0);
@@ -151,8 +151,14 @@ impl Rolling for Distinct {
         let at = UInt32Array::from(at);
         let slots = groups.iter().map(|group| self.slots[*group]);
         let mut keys: Vec<ArrayRef> = vec![Arc::new(UInt32Array::from_iter_values(slots))];
-        for column in &input.values {
-            keys.push(take(column, &at, None)?);
+        for (column, has_floats) in input.values.iter().zip(&self.has_floats) {
+            let column = take(column, &at, None)?;
+            // A value may go in another form of the same float than it came.
+            keys.push(if *has_floats {
+                canonical_floats(&column)?
+            } else {
+                column
+            });
         }
         self.pairs.intern_wider(&keys, &mut self.numbers)?;
         self.counts.resize(self.pairs.len(), 0);

@@ -138,10 +138,13 @@ pub(super) trait Rolling: Send {
     }
 }
 
+/// The group of each entry, and the entries' columns.
+pub(super) type Entries = (Vec<u32>, Vec<ArrayRef>);
+
 /// What groups have any number of, copied at a barrier.
 pub(super) struct FrozenEntries {
-    /// The group of each entry, and the entries' columns.
-    pub(super) entries: Box<dyn Iterator<Item = Result<(Vec<u32>, Vec<ArrayRef>)>> + Send>,
+    /// Some at a time.
+    pub(super) entries: Box<dyn Iterator<Item = Result<Entries>> + Send>,
     /// Bytes held.
     pub(super) bytes: usize,
 }

@@ -12,10 +12,13 @@ use arrow::row::{RowConverter, Rows, SortField};
 
 use crate::data::{Result, canonical_floats};
 
+/// From positions to a column.
+pub(super) type ColumnOf = Box<dyn Fn(&[u32]) -> Result<ArrayRef> + Send>;
+
 /// Values that were copied at a barrier.
 pub(super) struct FrozenValues {
     /// The values at some positions.
-    pub(super) column: Box<dyn Fn(&[u32]) -> Result<ArrayRef> + Send>,
+    pub(super) column: ColumnOf,
     /// Bytes held.
     pub(super) bytes: usize,
 }

@@ -1,8 +1,8 @@
 //! [`RowStore`]: rows in columns, each under a slot of its own until it is released.
 //!
 //! Rows arrive as batches and stay in them as *chunks*. Small neighbours are merged like the runs of a log-structured tree, and when
-//! most rows are released the live ones are copied together: slots stand, only their places change. A snapshot is the
-//! live rows and, per row, its slot.
+//! most rows are released the live ones are copied together: slots stand, only their places change. A snapshot
+//! shares the chunks and copies the places.
 
 use std::sync::Arc;
 

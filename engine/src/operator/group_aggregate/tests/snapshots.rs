@@ -28,9 +28,11 @@ fn of_changelogs() -> Functions {
     let of = |udf, name| function(udf, vec![column(name)]);
     let mut functions = retractable();
     functions.extend(plain(vec![
-        of(aggregates::bit_and_or_xor::bit_xor_udaf(), "v")
-            .distinct()
-            .alias("distinct xor"),
+        function(
+            aggregates::percentile_cont::percentile_cont_udaf(),
+            vec![column("f"), lit(0.5f64)],
+        )
+        .distinct(),
         // The same name twice.
         of(aggregates::sum::sum_udaf(), "v"),
     ]));
@@ -260,4 +262,42 @@ fn a_function_may_be_new_and_another_gone() {
     let expected = ["-U 1|NULL|NULL|NULL|7", "+U 1|5.0|5|5|12"];
     let changes = crate::operator::keyed::folded::changes(&harness.take(&case.schema()));
     assert_eq!(changes, expected);
+}
+
+#[test]
+fn a_value_of_a_forgotten_group_is_not_missed() {
+    use RowKind::{Delete, Insert};
+    let functions = plain(vec![function(aggregates::median::median_udaf(), vec![column("v")])]);
+    let case = Case {
+        ttl_ms: Some(1000),
+        ..Case::new(&["k"], functions, true)
+    };
+    let mut harness = case.harness();
+    harness.push(0, changelog(&[(Insert, row(1, 5))])).unwrap();
+    harness.clock.advance(std::time::Duration::from_millis(1000));
+    let log = [(Insert, row(1, 7)), (Insert, row(1, 9))];
+    harness.push(0, changelog(&log)).unwrap();
+    harness.take(&case.schema());
+    harness
+        .push(0, changelog(&[(Delete, row(1, 5)), (Insert, row(1, 9))]))
+        .unwrap();
+    let changes = crate::operator::keyed::folded::changes(&harness.take(&case.schema()));
+    assert_eq!(changes, ["-U 1|8", "+U 1|9"]);
+}
+
+#[test]
+fn groups_are_all_there_whatever_the_parallelism() {
+    let case = Case::new(&["k"], of_changelogs(), true);
+    let mut subtasks = vec![case.harness()];
+    let log: Vec<_> = (0..1000).map(|key| (RowKind::Insert, row(key, 1))).collect();
+    subtasks[0].push(0, changelog(&log)).unwrap();
+    for parallelism in [2, 3, 7, 2, 1] {
+        subtasks = crate::operator::harness::rescaled(&mut subtasks, parallelism, || case.build().unwrap()).unwrap();
+        let counts: Vec<usize> = subtasks
+            .iter()
+            .map(|harness| harness.operator.index.living().len())
+            .collect();
+        assert_eq!(counts.iter().sum::<usize>(), 1000, "{counts:?}");
+        assert!(counts.iter().all(|count| *count > 500 / parallelism), "{counts:?}");
+    }
 }

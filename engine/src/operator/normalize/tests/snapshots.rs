@@ -61,3 +61,42 @@ fn many_rows_come_back_with_their_texts() {
         .collect();
     assert_eq!(subtasks.push(&batch(&rows)).num_rows(), 20_000);
 }
+
+#[test]
+fn dictionaries_come_back_as_dictionaries() {
+    use arrow::array::DictionaryArray;
+    use arrow::datatypes::Int32Type;
+    let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+    let schema = with_row_kind(&Schema::new(vec![
+        Field::new("value", dictionary.clone(), true),
+        Field::new("id", dictionary, true),
+    ]));
+    let make = || {
+        let spec = NormalizeSpec {
+            keys: vec![1],
+            ttl_ms: None,
+            schema: SchemaSpec(Arc::clone(&schema)),
+        };
+        Normalize::new(spec).unwrap()
+    };
+    let mut subtasks = Subtasks::new(make, &[1], &schema);
+    for round in 0..8 {
+        let ids = (0..40).map(|n| (n % 7 != 0).then(|| format!("id {}", (n * round) % 30)));
+        let values = (0..40).map(|n| (n % 5 != 0).then(|| format!("value {}", n + round)));
+        let ids: DictionaryArray<Int32Type> = ids.collect::<Vec<_>>().iter().map(Option::as_deref).collect();
+        let values: DictionaryArray<Int32Type> = values.collect::<Vec<_>>().iter().map(Option::as_deref).collect();
+        let kinds = UInt8Array::from_iter_values((0..40).map(|n| if (n + round) % 9 == 0 { 3 } else { 2 }));
+        let columns: Vec<ArrayRef> = vec![Arc::new(values), Arc::new(ids), Arc::new(kinds)];
+        assert!(
+            subtasks
+                .push(&Batch::try_new(Arc::clone(&schema), columns).unwrap())
+                .num_rows()
+                > 0
+        );
+        subtasks.disturb(match round % 3 {
+            0 => Disturbance::Restart(2),
+            1 => Disturbance::Checkpoint,
+            _ => Disturbance::Restart(3),
+        });
+    }
+}
