@@ -21,7 +21,7 @@ fn moved(
     fresh.grow(2);
     for group in [1, 0] {
         let (mut slots, mut times) = (Vec::new(), Vec::new());
-        old.rows_of(group, &mut slots, &mut times);
+        old.rows_of(group, None, usize::MAX, &mut slots, &mut times);
         let groups = vec![group; slots.len()];
         let (entered, is_first) = fresh.enter(&groups, &times).unwrap();
         let rows = Entered {
