@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use crate::data::Batch;
+use crate::data::{Batch, Result};
 use crate::operator::harness::{Harness, parts_of, rescaled};
+use crate::operator::keyed::folded::lines;
 use crate::operator::{Operator, Port};
+use crate::state::{Scope, Snapshot, SnapshotRequest};
 use crate::time::Clock;
 
 /// The parallelisms that tests go through.
@@ -52,7 +54,14 @@ pub(crate) fn run<O: Operator>(
     let mut harnesses: Vec<_> = (0..parallelism).map(|subtask| fresh(subtask, parallelism)).collect();
     let (mut out, mut reached) = (Vec::new(), None);
     let mut ended = vec![false; placed.keys.len()];
+    let is_disturbed = steps.iter().any(|step| matches!(step, Step::Cut(_)));
     for step in steps {
+        // Most snapshots are never asked for.
+        if is_disturbed && !matches!(step, Step::Rows(..)) {
+            harnesses
+                .iter_mut()
+                .for_each(|harness| drop(harness.snapshot(1, None).unwrap()));
+        }
         match step {
             Step::Rows(port, rows) => {
                 let parts = match placed.keys[*port] {
@@ -103,13 +112,56 @@ pub(crate) fn run<O: Operator>(
 
 fn cut<O: Operator>(before: &mut [Harness<O>], parallelism: usize, make: &impl Fn() -> O) -> Vec<Harness<O>> {
     let now_ms = u64::try_from(before[0].clock.now_ms()).unwrap();
+    let snapshots: Vec<Snapshot> = before.iter_mut().map(snapshot).collect();
     let after = rescaled(before, parallelism, make).unwrap();
-    for harness in before {
-        // To hand over the state must not change it.
+    let mut stored_rows = 0;
+    for (harness, snapshot) in before.iter_mut().zip(snapshots) {
         assert!(harness.output.batches.is_empty(), "a snapshot brought rows out");
+        let at_once = harness.snapshot(1, None).unwrap();
+        // The operator goes on while rows are drawn.
+        harness.watermark(i64::MAX).unwrap();
+        for (table, at_once) in snapshot.into_tables().into_iter().zip(at_once) {
+            let later: Vec<Batch> = table.rows.collect::<Result<_>>().unwrap();
+            let name = &table.spec.name;
+            assert_eq!(
+                tokens(&later),
+                tokens(&at_once.rows),
+                "table '{name}' changed after the barrier"
+            );
+            let is_of_rows = matches!(&table.spec.scope, Scope::Keyed(_)) && table.spec.name != "right_counts";
+            let rows = later.iter().map(|batch| batch.num_rows());
+            stored_rows += if is_of_rows { rows.sum() } else { 0 };
+        }
     }
+    let booked: usize = after.iter().map(|harness| harness.context.memory.bytes()).sum();
+    assert!(stored_rows == 0 || booked > 0, "{stored_rows} rows are not booked");
     for harness in &after {
         harness.clock.advance(Duration::from_millis(now_ms));
     }
     after
+}
+
+fn snapshot<O: Operator>(harness: &mut Harness<O>) -> Snapshot {
+    let mut snapshot = Snapshot::new(SnapshotRequest {
+        checkpoint: 1,
+        since: None,
+    });
+    let Harness {
+        operator,
+        context,
+        output,
+        ..
+    } = harness;
+    operator.snapshot(&mut snapshot, context, output).unwrap();
+    snapshot
+}
+
+/// What stands in each row, in whatever order (sets have none).
+fn tokens(batches: &[Batch]) -> Vec<Vec<String>> {
+    let sorted = |line: String| {
+        let mut tokens: Vec<String> = line.split(['|', ',', ' ', '[', ']']).map(String::from).collect();
+        tokens.sort();
+        tokens
+    };
+    batches.iter().flat_map(lines).map(sorted).collect()
 }

@@ -11,13 +11,14 @@ use proptest::prelude::*;
 use super::IntervalJoin;
 use crate::data::Batch;
 use crate::operator::Operator;
-use crate::operator::harness::Harness;
+use crate::operator::harness::{Harness, parts_of, rescaled};
 use crate::operator::join_state::naive::{
     JOIN_TYPES, KEY_KINDS, KeyKind, Row, all_sorted, batch, expected, filter, input, keys_match, output_schema, rows,
     sorted,
 };
 use crate::operator::rescaling::{self, PARALLELISMS, Placed};
 use crate::plan::{IntervalJoinSpec, WindowTime};
+use crate::time::Clock;
 
 fn spec(join_type: JoinType, keys: KeyKind, filtered: bool, bounds: (i64, i64), time: WindowTime) -> IntervalJoinSpec {
     IntervalJoinSpec {
@@ -305,6 +306,41 @@ fn by_the_clock_rows_wait_as_long_as_the_interval_says() {
     assert_eq!(harness.context.memory.bytes(), 0);
     assert_eq!(harness.operator.next_timer(), None);
     assert_eq!(harness.output.watermarks.len(), 1);
+}
+
+#[test]
+fn by_the_clock_rows_of_several_subtasks_leave_each_in_its_time() {
+    let spec = spec(JoinType::Left, KeyKind::Number, false, (0, 20), WindowTime::Processing);
+    let make = || IntervalJoin::new(&spec).unwrap();
+    let rows: Vec<_> = (0..60).map(|key| row(key, 0, 0)).collect();
+    let parts = parts_of(&batch(0, &rows, None), &[0], 3);
+    let mut three: Vec<_> = (0..3).map(|_| Harness::new(make())).collect();
+    for (part, (harness, second)) in parts.iter().zip(three.iter_mut().zip([130, 110, 120])) {
+        for at in [100, second] {
+            let by = at - harness.clock.now_ms() as u64;
+            harness.advance(Duration::from_millis(by)).unwrap();
+            harness.push(0, part.clone()).unwrap();
+        }
+        harness.output.batches.clear();
+    }
+    // Those of the first subtask have left already.
+    let at_once = parts[1].num_rows() + parts[2].num_rows();
+    let mut one = rescaled(&mut three, 1, make).unwrap().remove(0);
+    let [last, first, second] = [0, 1, 2].map(|subtask: usize| parts[subtask].num_rows());
+    for (at, leave) in [
+        (120, 0),
+        (121, at_once),
+        (130, 0),
+        (131, first),
+        (141, second),
+        (150, 0),
+        (151, last),
+    ] {
+        let by = at - one.clock.now_ms() as u64;
+        one.advance(Duration::from_millis(by)).unwrap();
+        assert_eq!(one.take(&spec.schema.0).num_rows(), leave, "at {at}");
+    }
+    assert_eq!(one.context.memory.bytes(), 0);
 }
 
 #[test]

@@ -12,14 +12,14 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema, UInt64Type};
 
 use super::kept::{Entered, FrozenFunction, Room};
 use super::partitions::FrozenPartitions;
-use super::steps::Queue;
+use super::steps::{Queue, Stopped};
 use super::{Frame, Over};
 use crate::data::{Batch, Result};
 use crate::operator::Context;
 use crate::state::{Restored, Snapshot, TableSpec, distinct_names};
 
-/// Rows of frames that are drawn at once, and some more.
-const DRAWN_ROWS: usize = 8192;
+/// Rows of frames that are drawn at once.
+const DRAWN_ROWS: usize = if cfg!(test) { 5 } else { 8192 };
 
 /// The tables' schemas begin with the keys.
 fn table(name: String, keys: &[DataType], fields: Vec<Field>, unique: bool) -> TableSpec {
@@ -68,17 +68,20 @@ impl Frozen {
         batch(spec, columns, groups.len())
     }
 
-    /// The rows in a frame, from partition `from` of a chunk on: as many as make a batch, and the next partition.
-    fn frame(&self, frame: usize, chunk: usize, from: usize, spec: &TableSpec) -> Result<(Batch, usize)> {
-        let (groups, keys) = &self.partitions.chunks[chunk];
+    /// The next rows in a frame: as many as make a batch, of partitions of one chunk.
+    fn frame(&self, frame: usize, place: &mut Place, spec: &TableSpec) -> Result<Batch> {
+        let (groups, keys) = &self.partitions.chunks[place.chunk];
         let (mut places, mut slots, mut times) = (Vec::new(), Vec::new(), Vec::new());
-        let mut next = from;
-        if let Some(queue) = &self.queues[frame] {
-            while next < groups.len() && slots.len() < DRAWN_ROWS {
-                queue.rows_of(groups[next] as usize, &mut slots, &mut times);
-                places.resize(slots.len(), next as u32);
-                next += 1;
+        while let (Some(queue), Some(group)) = (&self.queues[frame], groups.get(place.group)) {
+            place.stopped = queue.rows_of(*group as usize, place.stopped, DRAWN_ROWS, &mut slots, &mut times);
+            places.resize(slots.len(), place.group as u32);
+            if place.stopped.is_some() {
+                break;
             }
+            place.group += 1;
+        }
+        if place.group == groups.len() {
+            (place.chunk, place.group) = (place.chunk + 1, 0);
         }
         let places = UInt32Array::from(places);
         let keys = keys.iter().map(|key| Ok(take(key, &places, None)?));
@@ -87,8 +90,16 @@ impl Frozen {
         for function in &self.functions[frame] {
             columns.extend(function.slots(&slots)?);
         }
-        Ok((batch(spec, columns, slots.len())?, next))
+        batch(spec, columns, slots.len())
     }
+}
+
+/// Where drawing the rows of a frame is: a chunk of partitions, one of them, a row of it.
+#[derive(Default)]
+struct Place {
+    chunk: usize,
+    group: usize,
+    stopped: Option<Stopped>,
 }
 
 fn batch(spec: &TableSpec, columns: Vec<ArrayRef>, rows: usize) -> Result<Batch> {
@@ -147,18 +158,11 @@ impl Over {
             .enumerate()
             .filter(|(_, frame)| frame.queue.is_some())
         {
-            let (spec, from, mut place) = (self.frame_table(frame)?, Arc::clone(&frozen), (0, 0));
+            let (spec, from, mut place) = (self.frame_table(frame)?, Arc::clone(&frozen), Place::default());
             let declared = spec.clone();
             let rows = std::iter::from_fn(move || {
-                let (groups, _) = from.partitions.chunks.get(place.0)?;
-                Some(from.frame(number, place.0, place.1, &spec).map(|(batch, next)| {
-                    place = if next < groups.len() {
-                        (place.0, next)
-                    } else {
-                        (place.0 + 1, 0)
-                    };
-                    batch
-                }))
+                let is_over = place.chunk >= from.partitions.chunks.len();
+                (!is_over).then(|| from.frame(number, &mut place, &spec))
             });
             state.full(&declared, rows);
         }

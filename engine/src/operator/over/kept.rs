@@ -199,7 +199,7 @@ fn values_of<T: ArrowPrimitiveType>(values: impl Iterator<Item = T::Native>, sta
     Arc::new(PrimitiveArray::<T>::from_iter_values(values).with_data_type(state.clone()))
 }
 
-fn of_type<'a, T: ArrowPrimitiveType>(columns: &'a [ArrayRef], index: usize) -> Result<&'a PrimitiveArray<T>> {
+fn of_type<T: ArrowPrimitiveType>(columns: &[ArrayRef], index: usize) -> Result<&PrimitiveArray<T>> {
     let column = columns.get(index).and_then(|column| column.as_primitive_opt::<T>());
     column
         .filter(|column| column.null_count() == 0)

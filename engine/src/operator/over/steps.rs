@@ -121,6 +121,10 @@ pub(super) struct Queue {
     lengths: Vec<u32>,
 }
 
+/// The next slot of a partition's rows, and how many are left.
+#[derive(Clone, Copy)]
+pub(super) struct Stopped(u32, u32);
+
 impl Queue {
     /// An empty one.
     pub(super) fn new(bound: Bound) -> Self {
@@ -228,15 +232,24 @@ impl Queue {
         steps
     }
 
-    /// The slots of a partition's rows and their times, from the oldest on.
-    pub(super) fn rows_of(&self, group: usize, slots: &mut Vec<u32>, times: &mut Vec<i64>) {
-        let Some(length) = self.lengths.get(group) else { return };
-        let mut slot = self.heads[group];
-        for _ in 0..*length {
-            slots.push(slot);
-            times.push(self.times[slot as usize]);
-            slot = self.next[slot as usize];
+    /// The slots of a partition's rows and their times, from the oldest on or from where an earlier call stopped, until
+    /// there are `limit` slots. Gives back where it stopped, if rows are left.
+    pub(super) fn rows_of(
+        &self,
+        group: usize,
+        from: Option<Stopped>,
+        limit: usize,
+        slots: &mut Vec<u32>,
+        times: &mut Vec<i64>,
+    ) -> Option<Stopped> {
+        let length = self.lengths.get(group).copied().unwrap_or(0);
+        let mut at = from.or_else(|| (length > 0).then(|| Stopped(self.heads[group], length)))?;
+        while at.1 > 0 && slots.len() < limit {
+            slots.push(at.0);
+            times.push(self.times[at.0 as usize]);
+            at = Stopped(self.next[at.0 as usize], at.1 - 1);
         }
+        (at.1 > 0).then_some(at)
     }
 
     /// Rows of partitions come in, none leaves: their slots, and whether each is its partition's oldest.

@@ -1,21 +1,23 @@
 //! After each batch the folded output equals the join of the folded inputs.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::common::JoinType;
 use proptest::prelude::*;
 
 use super::StreamJoin;
 use crate::data::{EngineError, is_changelog};
 use crate::operator::Operator;
-use crate::operator::harness::Harness;
+use crate::operator::harness::{Harness, parts_of, rescaled};
 use crate::operator::join_state::naive::{
     JOIN_TYPES, KEY_KINDS, KeyKind, Row, all_sorted, apply, batch, contents, expected, filter, input, key, keys_match,
     lines, output_schema, sorted,
 };
 use crate::operator::rescaling::{self, PARALLELISMS, Placed};
-use crate::plan::{JoinInputSpec, StreamJoinSpec};
+use crate::plan::{JoinInputSpec, ScalarExpr, SchemaSpec, StreamJoinSpec};
 
 fn spec(join_type: JoinType, left: JoinInputSpec, right: JoinInputSpec, filtered: bool) -> StreamJoinSpec {
     let takes_back = is_changelog(&left.schema.0) || is_changelog(&right.schema.0);
@@ -310,4 +312,87 @@ fn contradictions_are_refused() {
     spec.null_aware = false;
     spec.right = input(1, KeyKind::Text, false);
     assert!(StreamJoin::new(&spec).is_err());
+}
+
+#[test]
+fn what_is_booked_after_a_restore_is_what_is_held() {
+    let spec = plain(JoinType::Full, Some(1000));
+    let mut before = [Harness::new(StreamJoin::new(&spec).unwrap())];
+    for side in 0..2 {
+        let rows: Vec<_> = (0..5000).map(|value| row((value % 200) as u8, value)).collect();
+        before[0].push(side, batch(side, &rows, None)).unwrap();
+    }
+    let bytes = before[0].context.memory.bytes();
+    let after = rescaled(&mut before, 3, || StreamJoin::new(&spec).unwrap()).unwrap();
+    let booked: Vec<_> = after.iter().map(|harness| harness.context.memory.bytes()).collect();
+    let total: usize = booked.iter().sum();
+    assert!(booked.iter().all(|booked| *booked > bytes / 10), "{bytes}: {booked:?}");
+    // The index is made when somebody looks.
+    assert!(total < bytes, "{bytes}: {booked:?}");
+    assert!(total > bytes / 3);
+}
+
+#[test]
+fn rows_of_several_subtasks_are_forgotten_each_in_its_time() {
+    let spec = plain(JoinType::Inner, Some(1000));
+    let make = || StreamJoin::new(&spec).unwrap();
+    let rows = |value| -> Vec<_> { (0..40).map(|key| row(key, value)).collect() };
+    let mut one = [Harness::new(make())];
+    one[0].push(0, batch(0, &rows(0), None)).unwrap();
+    let mut three = rescaled(&mut one, 3, make).unwrap();
+    for (subtask, harness) in three.iter_mut().enumerate() {
+        harness.advance(Duration::from_millis(400)).unwrap();
+        let part = parts_of(&batch(0, &rows(1), None), &[0], 3).remove(subtask);
+        harness.push(0, part).unwrap();
+    }
+    let mut one = rescaled(&mut three, 1, make).unwrap().remove(0);
+    assert_eq!(one.operator.next_timer(), Some(1000));
+    one.advance(Duration::from_millis(999)).unwrap();
+    one.push(1, batch(1, &rows(7)[..4], None)).unwrap();
+    assert_eq!(one.take(&spec.schema.0).num_rows(), 8);
+    one.advance(Duration::from_millis(1)).unwrap();
+    one.push(1, batch(1, &rows(8), None)).unwrap();
+    assert_eq!(one.take(&spec.schema.0).num_rows(), 40);
+    one.advance(Duration::from_millis(2000)).unwrap();
+    assert_eq!(one.context.memory.bytes(), 0);
+}
+
+#[test]
+fn a_side_that_has_got_a_column_keeps_its_rows() {
+    let old = plain(JoinType::Left, None);
+    let mut before = [Harness::new(StreamJoin::new(&old).unwrap())];
+    let rows = [row(1, 1), row(2, 2), row(3, 3)];
+    before[0].push(0, batch(0, &rows, None)).unwrap();
+    before[0].push(1, batch(1, &rows[..1], None)).unwrap();
+    let stored = [vec![before[0].snapshot(1, None).unwrap()]];
+    // A new column before all others, and no columns of before in their places.
+    let mut new = old.clone();
+    let fields = old.left.schema.0.fields().iter().cloned();
+    let added = [Arc::new(Field::new("new", DataType::Utf8, true))];
+    let schema = Arc::new(Schema::new(added.into_iter().chain(fields).collect::<Vec<_>>()));
+    new.left.keys = vec![ScalarExpr::column(1, &schema)];
+    new.left.schema = schema.into();
+    let fields = [Arc::new(Field::new("new", DataType::Utf8, true))];
+    let fields = fields.into_iter().chain(old.schema.0.fields().iter().cloned());
+    new.schema = SchemaSpec(Arc::new(Schema::new(fields.collect::<Vec<_>>())));
+    let mut lines_of = Vec::new();
+    for subtask in 0..2 {
+        let mut harness = Harness::new(StreamJoin::new(&new).unwrap());
+        harness.restore((subtask, 2), &stored).unwrap();
+        let parts = parts_of(&batch(1, &[row(1, 7), row(2, 8)], None), &[0], 2);
+        harness.push(1, parts[subtask].clone()).unwrap();
+        lines_of.extend(lines(&harness.take(&new.schema.0)));
+    }
+    lines_of.sort();
+    // Row 1 has a partner already, row 2 is padded no more.
+    assert_eq!(lines_of.len(), 3, "{lines_of:?}");
+    assert!(lines_of.iter().all(|line| line.starts_with("NULL|")), "{lines_of:?}");
+    // A column that must be there cannot come.
+    let mut strict = new.clone();
+    let mut fields = strict.left.schema.0.fields().to_vec();
+    fields[0] = Arc::new(Field::new("new", DataType::Utf8, false));
+    strict.left.schema = SchemaSpec(Arc::new(Schema::new(fields)));
+    let mut harness = Harness::new(StreamJoin::new(&strict).unwrap());
+    let error = harness.restore((0, 1), &stored).unwrap_err().to_string();
+    assert!(error.contains("column 'new' of table 'left'"), "{error}");
 }

@@ -21,7 +21,7 @@ fn moved(
     fresh.grow(2);
     for group in [1, 0] {
         let (mut slots, mut times) = (Vec::new(), Vec::new());
-        old.rows_of(group, &mut slots, &mut times);
+        old.rows_of(group, None, usize::MAX, &mut slots, &mut times);
         let groups = vec![group; slots.len()];
         let (entered, is_first) = fresh.enter(&groups, &times).unwrap();
         let rows = Entered {
@@ -360,4 +360,35 @@ fn own_code_and_datafusions_agree_on_every_type() {
         }
     }
     assert!(compared > 300, "{compared}");
+}
+
+#[test]
+fn a_function_whose_past_is_not_known_is_refused_by_name() {
+    let frame = OverFrame::Rows(2);
+    let old = spec(&[(plain(sum::sum_udaf(), "v"), frame)], WindowTime::Event(1), 0);
+    let both = [
+        (plain(sum::sum_udaf(), "v"), frame),
+        (plain(count::count_udaf(), "v"), frame),
+    ];
+    let new = spec(&both, WindowTime::Event(1), 0);
+    let mut before = Harness::new(Over::new(old.clone()).unwrap());
+    before.push(0, batch(&[row(1, 5, 50)])).unwrap();
+    before.watermark(5).unwrap();
+    let stored = [vec![before.snapshot(1, None).unwrap()]];
+    let mut after = Harness::new(Over::new(new.clone()).unwrap());
+    let error = after.restore((0, 1), &stored).unwrap_err().to_string();
+    assert!(
+        error.contains("'count over 2 rows: count' of table 'partitions' is new"),
+        "{error}"
+    );
+    // One that is gone takes its state with it.
+    let mut before = Harness::new(Over::new(new).unwrap());
+    before.push(0, batch(&[row(1, 5, 50)])).unwrap();
+    before.watermark(5).unwrap();
+    let stored = [vec![before.snapshot(1, None).unwrap()]];
+    let mut after = Harness::new(Over::new(old).unwrap());
+    after.restore((0, 1), &stored).unwrap();
+    after.push(0, batch(&[row(1, 6, 1)])).unwrap();
+    after.watermark(6).unwrap();
+    assert_eq!(appended(&mut after), ["51"]);
 }
