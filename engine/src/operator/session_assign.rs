@@ -1,17 +1,22 @@
 //! SessionAssign: the session of a row as columns, over input sorted by keys and time.
 //!
 //! What is held is the session that may go on, and no more: the rows of those that are complete leave with the batch
-//! that completes them.
+//! that completes them. Its state are the rows of that session (`rows`). Sorted input cannot be dealt anew: a subtask goes on with
+//! one open session, and refuses to go on with several.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use arrow::compute::concat_batches;
+use arrow::datatypes::Schema;
 use datafusion::common::utils::memory::RecordBatchMemoryCounter;
 
-use crate::data::{Batch, Result};
+use crate::data::{Batch, EngineError, Result};
 use crate::operator::window::{Cut, Cutter};
-use crate::operator::window_assign::{times_ms, with_windows};
+use crate::operator::window_assign::{WINDOW_COLUMNS, times_ms, with_windows};
 use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::SessionAssignSpec;
+use crate::state::{Restored, Snapshot, TableSpec, distinct_names};
 
 /// Appends the sessions' bounds.
 pub(super) struct SessionAssign {
@@ -48,6 +53,12 @@ impl SessionAssign {
             spec,
             open: None,
         }
+    }
+
+    fn table(&self) -> TableSpec {
+        let fields = self.spec.schema.0.fields();
+        let input = Schema::new(fields[..fields.len() - WINDOW_COLUMNS].to_vec());
+        TableSpec::of_rows("rows", distinct_names(&input), self.cutter.partition_by().to_vec())
     }
 
     /// The runs of rows that belong together in this batch, the first of which may belong to the open session.
@@ -130,8 +141,140 @@ impl Operator for SessionAssign {
         cx.hold(held)
     }
 
+    fn snapshot(&mut self, state: &mut Snapshot, _cx: &mut Context, _out: &mut dyn Collector) -> Result<()> {
+        let table = self.table();
+        let rows = self.open.as_ref().map(|open| open.rows.clone()).unwrap_or_default();
+        let schema = Arc::clone(&table.schema);
+        let rows = rows
+            .into_iter()
+            .map(move |rows| Ok(Batch::try_new(Arc::clone(&schema), rows.columns().to_vec())?));
+        state.full(&table, rows);
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &mut Restored, cx: &mut Context) -> Result<()> {
+        let table = self.table();
+        let rows = state.take(&table)?.collect::<Result<Vec<_>>>()?;
+        let rows = concat_batches(&table.schema, &rows)?;
+        if rows.num_rows() == 0 {
+            return Ok(());
+        }
+        let times = times_ms(&rows, self.spec.time)?;
+        let partitions = self.cutter.cut(&rows)?.partitions;
+        let runs = self.runs(&times, &partitions);
+        let [run] = runs.as_slice() else {
+            return Err(EngineError::Plan(format!(
+                "'{}' is handed {} open sessions, but goes on with one: its input is sorted and cannot be dealt anew; \
+                 restore it with the parallelism that it had",
+                cx.operator,
+                runs.len()
+            )));
+        };
+        self.extend(&rows, &times, run.clone());
+        cx.hold(self.open.as_ref().map_or(0, |open| open.bytes.memory_usage()))
+    }
+
     fn on_end(&mut self, _port: Port, cx: &mut Context, out: &mut dyn Collector) -> Result<()> {
         self.close(out)?;
         cx.hold(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, AsArray, Int64Array, TimestampMillisecondArray};
+    use arrow::datatypes::{DataType, Field, Int64Type, SchemaRef, TimeUnit, TimestampMillisecondType};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::operator::harness::Harness;
+    use crate::plan::{ScalarExpr, SchemaSpec};
+
+    fn schema(windows: usize) -> SchemaRef {
+        let time = DataType::Timestamp(TimeUnit::Millisecond, None);
+        let mut fields = vec![
+            Field::new("k", DataType::Int64, true),
+            Field::new("ts", time.clone(), false),
+        ];
+        let names = ["window_start", "window_end", "window_time"];
+        fields.extend(
+            names
+                .map(|name| Field::new(name, time.clone(), false))
+                .into_iter()
+                .take(windows),
+        );
+        Arc::new(Schema::new(fields))
+    }
+
+    fn harness() -> Harness<SessionAssign> {
+        Harness::new(SessionAssign::new(SessionAssignSpec {
+            partition_by: vec![ScalarExpr::column(0, &schema(0))],
+            time: 1,
+            gap_ms: 10,
+            schema: SchemaSpec(schema(WINDOW_COLUMNS)),
+        }))
+    }
+
+    fn batch(rows: &[(Option<i64>, i64)]) -> Batch {
+        let keys: ArrayRef = Arc::new(rows.iter().map(|row| row.0).collect::<Int64Array>());
+        let times = TimestampMillisecondArray::from_iter_values(rows.iter().map(|row| row.1));
+        Batch::try_new(schema(0), vec![keys, Arc::new(times)]).unwrap()
+    }
+
+    fn lines(batches: &[Batch]) -> Vec<(Option<i64>, i64, i64, i64)> {
+        let mut lines = Vec::new();
+        for batch in batches {
+            let time = |column: usize| batch.column(column).as_primitive::<TimestampMillisecondType>().values();
+            let keys = batch.column(0).as_primitive::<Int64Type>().iter();
+            lines.extend(
+                keys.enumerate()
+                    .map(|(row, key)| (key, time(1)[row], time(2)[row], time(3)[row])),
+            );
+        }
+        lines
+    }
+
+    proptest! {
+        #[test]
+        fn a_cut_session_goes_on(
+            rows in prop::collection::vec((prop::option::of(0i64..3), 0i64..150), 1..60),
+            cuts in prop::collection::vec((1usize..8, any::<bool>()), 60),
+        ) {
+            let mut rows = rows;
+            rows.sort_unstable();
+            let mut whole = harness();
+            whole.push(0, batch(&rows)).unwrap();
+            whole.end(0).unwrap();
+            let (mut cut, mut output) = (harness(), Vec::new());
+            for (size, restores) in cuts {
+                let rest = rows.split_off(size.min(rows.len()));
+                cut.push(0, batch(&rows)).unwrap();
+                rows = rest;
+                if restores {
+                    output.append(&mut cut.output.batches);
+                    let stored = vec![cut.snapshot(1, None).unwrap()];
+                    cut = harness();
+                    cut.restore((0, 1), &[stored]).unwrap();
+                    prop_assert!(cut.context.memory.bytes() > 0);
+                }
+            }
+            cut.end(0).unwrap();
+            output.append(&mut cut.output.batches);
+            prop_assert_eq!(lines(&output), lines(&whole.output.batches));
+        }
+    }
+
+    #[test]
+    fn several_open_sessions_are_refused() {
+        let stored = [1, 2].map(|key| {
+            let mut harness = harness();
+            harness.push(0, batch(&[(Some(key), 5)])).unwrap();
+            harness.snapshot(1, None).unwrap()
+        });
+        let error = harness().restore((0, 1), &[Vec::from(stored)]).unwrap_err().to_string();
+        assert!(
+            error.contains("2 open sessions") && error.contains("parallelism"),
+            "{error}"
+        );
     }
 }

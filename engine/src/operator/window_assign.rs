@@ -17,7 +17,7 @@ use crate::operator::{Collector, Context, Operator, Port};
 use crate::plan::{WindowAssignSpec, WindowKind, WindowTime};
 
 /// The columns that windows add.
-const WINDOW_COLUMNS: usize = 3;
+pub(super) const WINDOW_COLUMNS: usize = 3;
 /// Times so near to the ends of what 64 bits hold are refused: no sum below can overflow.
 const TIME_MS_MAX: i64 = i64::MAX / 4;
 

@@ -460,6 +460,12 @@ impl WindowBuffer {
         }
     }
 
+    /// Bytes that are to be booked.
+    #[cfg(test)]
+    pub(super) fn booked(&self) -> usize {
+        self.size()
+    }
+
     /// The open windows and the bytes held, for tests.
     #[cfg(test)]
     pub(super) fn held(&self) -> (usize, bool) {

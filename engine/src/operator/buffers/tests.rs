@@ -1,6 +1,8 @@
 //! Hand-computed cases on the operator itself: processing time, timeouts, merging, taking back, cleaning up. Programs of
 //! all kinds against a naive model are in the end-to-end tests of streams.
 
+mod restore;
+
 use std::time::Duration;
 
 use arrow::array::{AsArray, Int64Array, TimestampMicrosecondArray, TimestampMillisecondArray};

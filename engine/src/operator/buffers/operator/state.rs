@@ -94,10 +94,22 @@ impl Tables {
     }
 }
 
-fn lists(of_windows: Vec<Vec<i64>>) -> ArrayRef {
-    let offsets = OffsetBuffer::from_lengths(of_windows.iter().map(Vec::len));
-    let values = Int64Array::from_iter_values(of_windows.into_iter().flatten());
-    Arc::new(ListArray::new(item(), offsets, Arc::new(values), None))
+/// Lists of these lengths, one after the other.
+fn lists(lengths: &[usize], values: Vec<i64>) -> ArrayRef {
+    let offsets = OffsetBuffer::from_lengths(lengths.iter().copied());
+    Arc::new(ListArray::new(
+        item(),
+        offsets,
+        Arc::new(Int64Array::from(values)),
+        None,
+    ))
+}
+
+/// The numbers of each list.
+fn each_list(lists: &ListArray) -> impl Iterator<Item = &[i64]> {
+    let values = lists.values().as_primitive::<Int64Type>().values();
+    let ranges = lists.value_offsets().windows(2);
+    ranges.map(move |ends| &values[ends[0] as usize..ends[1] as usize])
 }
 
 fn batch_of(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> Result<Batch> {
@@ -133,7 +145,9 @@ impl WindowBuffer {
         let merged: BooleanArray = windows().map(|window| Some(window.is_merged)).collect();
         columns.extend([Arc::new(dirty) as ArrayRef, Arc::new(merged)]);
         for timers in [&self.event_timers, &self.processing_timers] {
-            columns.push(lists(self.times_by_window(open, timers)));
+            let times = self.times_by_window(open, timers);
+            let lengths: Vec<usize> = times.iter().map(Vec::len).collect();
+            columns.push(lists(&lengths, times.concat()));
         }
         for word in 0..self.traits.words {
             let words = open.iter().map(|window| self.table.words(*window)[word]);
@@ -249,7 +263,10 @@ impl WindowBuffer {
         let first = self.tables.keys;
         let number = |column: usize| rows.column(first + column).as_primitive::<Int64Type>();
         let flag = |column: usize| rows.column(first + column).as_boolean();
-        let times = [4, 5].map(|column| rows.column(first + column).as_list::<i32>());
+        let times = [4, 5].map(|column| {
+            let lists = rows.column(first + column).as_list::<i32>();
+            each_list(lists).collect::<Vec<_>>()
+        });
         for (row, key) in numbers.iter().enumerate() {
             let bounds = Bounds {
                 start_ms: number(0).value(row),
@@ -265,7 +282,7 @@ impl WindowBuffer {
             }
             let generation = state.generation;
             for (times, timers) in times.iter().zip([&mut self.event_timers, &mut self.processing_timers]) {
-                for time in times.value(row).as_primitive::<Int64Type>().values() {
+                for time in times[row] {
                     timers.register(*time, Waiting { window, generation });
                 }
             }
@@ -318,9 +335,8 @@ impl WindowBuffer {
         let bytes = batch_bytes(&batch_of(&schema, columns.clone(), times.len())?);
         let first = self.rows.push(columns, times, bytes);
         let windows = rows.column(keys + 2).as_list::<i32>();
-        for (row, key) in numbers.into_iter().enumerate() {
-            let bounds = windows.value(row);
-            for pair in bounds.as_primitive::<Int64Type>().values().chunks_exact(2) {
+        for ((row, key), windows) in numbers.into_iter().enumerate().zip(each_list(windows)) {
+            for pair in windows.chunks_exact(2) {
                 let bounds = Bounds {
                     start_ms: pair[0],
                     end_ms: pair[1],
@@ -375,7 +391,7 @@ impl MemberRows {
                 0
             }
         };
-        let (mut places, mut windows): (Vec<Place>, Vec<Vec<i64>>) = (Vec::new(), Vec::new());
+        let (mut places, mut windows, mut lengths): (Vec<Place>, Vec<i64>, Vec<usize>) = Default::default();
         let mut end = start;
         for (place, bounds) in &self.members[start..] {
             if places.last() != Some(place) {
@@ -383,11 +399,12 @@ impl MemberRows {
                     break;
                 }
                 places.push(*place);
-                windows.push(Vec::new());
+                lengths.push(0);
             }
-            if let Some(of_row) = windows.last_mut() {
-                of_row.extend([bounds.start_ms, bounds.end_ms]);
+            if let Some(length) = lengths.last_mut() {
+                *length += 2;
             }
+            windows.extend([bounds.start_ms, bounds.end_ms]);
             end += 1;
         }
         self.next = Some(end);
@@ -401,7 +418,7 @@ impl MemberRows {
         )));
         let times = places.iter().map(|place| self.store.time(*place));
         columns.push(Arc::new(Int64Array::from_iter_values(times)));
-        columns.push(lists(windows));
+        columns.push(lists(&lengths, windows));
         columns.extend(self.store.gather(&places, functions)?);
         columns.extend(self.store.gather(&places, evictor)?);
         batch_of(&self.schema, columns, places.len()).map(Some)
