@@ -24,4 +24,4 @@ mod store;
 mod upload;
 
 pub use frame::Compression;
-pub use store::{CheckpointStore, Located, WrittenTable, checkpoint_folder};
+pub use store::{CheckpointStore, Located, StoredTable, WrittenTable, checkpoint_folder};
