@@ -232,6 +232,8 @@ fn rows_are_the_newest_of_each_key() {
     assert_eq!(text(&output), "{\"key\":7,\"value\":\"split\"}\n");
     let output = inspect(&[&place, "--table", "counts", "--rows", "2", "--format", "csv"]);
     assert_eq!(text(&output).lines().count(), 3);
+    let output = inspect(&[&place, "--table", "counts", "--rows", "2"]);
+    assert!(text(&output).ends_with("\n2 rows\nthere are more; --rows N shows more of them, 0 shows all\n"));
 }
 
 #[test]

@@ -302,6 +302,7 @@ fn show_rows(found: &Located, chosen: &[Chosen], args: &InspectArgs) -> Result<(
 /// A result on its way to stdout.
 struct Output {
     encoder: Box<dyn Encoder>,
+    format: Format,
     buffer: Vec<u8>,
     rows: u64,
     limit: u64,
@@ -312,6 +313,7 @@ impl Output {
     fn new(format: Format, schema: &SchemaRef, limit: Option<u64>) -> Result<Self> {
         Ok(Self {
             encoder: encode::encoder(format, schema, terminal_width())?,
+            format,
             buffer: Vec::new(),
             rows: 0,
             limit: limit.unwrap_or(u64::MAX),
@@ -336,9 +338,13 @@ impl Output {
         let summary = Summary {
             rows: self.rows,
             elapsed: None,
-            cut: self.cut,
+            cut: false,
         };
         self.encoder.end(&summary, &mut self.buffer)?;
+        if self.cut && self.format == Format::Table {
+            self.buffer
+                .extend_from_slice(b"there are more; --rows N shows more of them, 0 shows all\n");
+        }
         write_out(&self.buffer)
     }
 }
