@@ -109,6 +109,7 @@ fn streaming_options(config: &SessionConfig) -> StreamingOptions {
         watermark_interval_ms: config.watermark_interval_ms,
         idle_timeout_ms: unless_zero(config.idle_timeout_ms),
         max_drift_ms: config.max_drift_ms,
+        checkpointed: config.checkpoints.directory.is_some(),
     }
 }
 

@@ -95,6 +95,9 @@ pub struct StreamingOptions {
     pub idle_timeout_ms: Option<u64>,
     /// How far a split may be ahead of the slowest.
     pub max_drift_ms: Option<u64>,
+    /// Whether the job's state must survive it, also with another parallelism: rows are then where their keys' groups are, and a
+    /// plan has the same operators with state whatever the parallelism.
+    pub checkpointed: bool,
 }
 
 /// What [`lower`] needs to know beyond the plan.

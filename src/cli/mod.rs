@@ -13,6 +13,7 @@ mod progress;
 mod run;
 mod shell;
 mod size;
+mod state;
 mod stopwatch;
 mod table;
 
@@ -26,7 +27,7 @@ use thalweg::{Session, SessionConfig};
 
 use failure::{Failure, Result};
 use interrupt::{Interrupts, Mode};
-use options::{Command, ExplainArgs, Format, Options, Resources, RunArgs, SqlArgs};
+use options::{Command, ExplainArgs, Format, Options, Resources, RunArgs, SqlArgs, StateArgs, StateCommand};
 use run::{Runner, Script};
 
 /// Parses the arguments, does what they say, reports how it ended.
@@ -39,6 +40,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Cancel(args) => jobs::cancel(&args),
         Command::Savepoint(args) => jobs::savepoint(&args),
         Command::Stop(args) => jobs::stop(&args),
+        Command::State(args) => inspect(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -92,6 +94,12 @@ fn explain(args: &ExplainArgs) -> Result<()> {
     let interrupts = Interrupts::install(Mode::Script)?;
     let script = Script::read(&args.file)?;
     Runner::new(session(&args.resources)?, interrupts, Format::Table, None).explain(&script)
+}
+
+fn inspect(args: &StateArgs) -> Result<()> {
+    let StateCommand::Inspect(args) = &args.command;
+    refuse_arrow_on_terminal(args.format)?;
+    state::inspect(args)
 }
 
 fn session(resources: &Resources) -> Result<Rc<Session>> {

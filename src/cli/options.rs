@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Savepoint(SavepointArgs),
     /// End a running job with a savepoint
     Stop(StopArgs),
+    /// Look into the state that checkpoints and savepoints keep
+    State(StateArgs),
 }
 
 /// Where jobs are looked for.
@@ -103,6 +105,41 @@ pub(crate) struct ExplainArgs {
     pub(crate) file: PathBuf,
     #[command(flatten)]
     pub(crate) resources: Resources,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StateArgs {
+    #[command(subcommand)]
+    pub(crate) command: StateCommand,
+}
+
+/// What to do with state.
+#[derive(Debug, Subcommand)]
+pub(crate) enum StateCommand {
+    /// Show the operators and tables of a checkpoint or savepoint, or the rows of a table
+    Inspect(InspectArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A checkpoint, a savepoint, or the folder of a job, whose latest checkpoint is shown; a path or a URL
+    #[arg(value_name = "PATH")]
+    pub(crate) path: String,
+    /// Only the operator with this id or name
+    #[arg(long, value_name = "ID")]
+    pub(crate) operator: Option<String>,
+    /// Only tables of this name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) table: Option<String>,
+    /// Show the rows of a table, the newest of each key, at most N; 0 is no limit
+    #[arg(long, value_name = "N", conflicts_with = "key_groups")]
+    pub(crate) rows: Option<u64>,
+    /// Show rows and bytes per key group
+    #[arg(long)]
+    pub(crate) key_groups: bool,
+    /// The form of what is shown
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
 }
 
 /// What the engine may use.

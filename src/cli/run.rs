@@ -304,7 +304,8 @@ impl Display {
     }
 }
 
-fn write_out(bytes: &[u8]) -> Result<()> {
+/// Writes to stdout, at once.
+pub(crate) fn write_out(bytes: &[u8]) -> Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes)?;
     stdout.flush()?;
@@ -312,7 +313,7 @@ fn write_out(bytes: &[u8]) -> Result<()> {
 }
 
 /// The width results are fitted to: the terminal's, 80 when it does not say, or none when there is no terminal.
-fn terminal_width() -> Option<usize> {
+pub(crate) fn terminal_width() -> Option<usize> {
     if !io::stdout().is_terminal() {
         return None;
     }

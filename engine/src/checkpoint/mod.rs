@@ -26,4 +26,4 @@ mod upload;
 pub mod wal;
 
 pub use frame::Compression;
-pub use store::{CheckpointStore, Located, WrittenTable, checkpoint_folder};
+pub use store::{CheckpointStore, Located, StoredTable, WrittenTable, checkpoint_folder};

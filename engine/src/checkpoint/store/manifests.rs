@@ -59,7 +59,14 @@ impl CheckpointStore {
             .store
             .put_opts(&location, payload, PutOptions::from(PutMode::Create));
         match self.io.block_on(put) {
-            Ok(_) => Ok(()),
+            // Sinks publish on the strength of it, so a store that lost a part of it must be found out now.
+            Ok(_) => match self.bytes_of(file) {
+                Ok(written) if written != text.as_bytes() => Err(self
+                    .source(file)?
+                    .damaged("the store did not keep it as it was written")),
+                Err(error) if is_damage(&error) => Err(error),
+                _ => Ok(()),
+            },
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                 let existing = self.bytes_of(file)?;
                 // A request that was sent twice, by this process.

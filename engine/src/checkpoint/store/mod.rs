@@ -28,6 +28,7 @@ use super::upload::{Upload, store_error};
 use crate::data::{EngineError, Result};
 
 pub use locate::Located;
+pub use read::StoredTable;
 pub use write::WrittenTable;
 
 /// The name of the file that makes a folder a checkpoint.

@@ -2,15 +2,19 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column;
 
 use super::CheckpointStore;
+use super::write::KEY_COLUMNS;
 use crate::checkpoint::download::{Frames, Source};
 use crate::checkpoint::frame;
 use crate::checkpoint::manifest::{Manifest, OperatorState, StoredPart, StoredRun, StoredScope, TableState};
 use crate::data::{Batch, EngineError, Result};
-use crate::state::{Frozen, MAX_PARALLELISM, Restored, Run, key_groups_of};
+use crate::state::{Frozen, MAX_PARALLELISM, Restored, Run, Scope, TableSpec, key_groups_of};
 
 impl CheckpointStore {
     /// The schema that a part was written in.
@@ -20,6 +24,32 @@ impl CheckpointStore {
     pub fn schema(&self, part: &StoredPart) -> Result<SchemaRef> {
         frame::schema_from_hex(&part.schema)
             .map_err(|what| EngineError::BadInput(format!("the manifest of a checkpoint in {}: {what}", self.url)))
+    }
+
+    /// A table as its newest run declares it; `None` when nothing was ever stored of it. This needs no program, so keys that
+    /// are not plain columns are not known.
+    ///
+    /// # Errors
+    /// When the manifest is damaged.
+    pub fn stored_table(&self, table: &TableState) -> Result<Option<StoredTable>> {
+        let Some(part) = table.runs.iter().rev().find_map(|run| run.parts.first()) else {
+            return Ok(None);
+        };
+        let schema = self.schema(part)?;
+        let keys = key_columns(&schema);
+        let scope = match table.scope {
+            StoredScope::Keyed => Scope::Keyed(keys.clone().unwrap_or_default()),
+            StoredScope::Union => Scope::Union,
+            StoredScope::Broadcast => Scope::Broadcast,
+        };
+        let spec = TableSpec {
+            name: table.name.clone(),
+            schema,
+            scope,
+            unique: table.unique,
+            version: table.version,
+        };
+        Ok(Some(StoredTable { spec, keys }))
     }
 
     /// The rows of a part, or with `deleted` the keys that went: read ahead, checked frame by frame. The file is opened with the
@@ -126,6 +156,27 @@ impl CheckpointStore {
             });
         Box::new(opened)
     }
+}
+
+/// A table as far as it is known without the program.
+#[derive(Clone, Debug)]
+pub struct StoredTable {
+    /// With it all rows of the table can be taken from what subtask 0 of 1 is handed.
+    pub spec: TableSpec,
+    /// What the key groups are computed from; `None` when that was not a list of columns, or the table has no keys.
+    pub keys: Option<Vec<Arc<dyn PhysicalExpr>>>,
+}
+
+fn key_columns(schema: &SchemaRef) -> Option<Vec<Arc<dyn PhysicalExpr>>> {
+    let columns = schema.metadata().get(KEY_COLUMNS)?;
+    let columns = columns.split(',').filter(|column| !column.is_empty());
+    columns
+        .map(|column| {
+            let index: usize = column.parse().ok()?;
+            let field = schema.fields().get(index)?;
+            Some(Arc::new(Column::new(field.name(), index)) as Arc<dyn PhysicalExpr>)
+        })
+        .collect()
 }
 
 fn overlap(a: &Range<u32>, b: &Range<u32>) -> bool {

@@ -29,7 +29,8 @@ impl CheckpointStore {
     /// newest kept are left alone: they are being written, or are another process's. Gives the number of files removed.
     ///
     /// # Errors
-    /// When the store fails. Some files may be gone then, none that a kept manifest refers to.
+    /// When the newest kept cannot be read, and nothing is removed. When the store fails; some files may be gone then, none that
+    /// a kept manifest refers to.
     pub fn retain(&self, keep: &[u64]) -> Result<usize> {
         let newest = keep.iter().max().copied().unwrap_or(0);
         self.sweep(keep.iter().copied().collect(), newest)
@@ -92,8 +93,14 @@ impl CheckpointStore {
         fault::point("before-sweep")?;
         let contents = self.contents("")?;
         let kept = self.kept(&contents, &keep, newest)?;
-        let dropped = contents.manifests.difference(&kept.manifests);
-        let manifests: Vec<String> = dropped.map(|n| join(&checkpoint_folder(*n), MANIFEST)).collect();
+        let dropped: Vec<u64> = contents.manifests.difference(&kept.manifests).copied().collect();
+        if let Some(newest) = keep.last()
+            && !dropped.is_empty()
+        {
+            // What is removed must not be all that could be restored.
+            self.load(&checkpoint_folder(*newest))?;
+        }
+        let manifests: Vec<String> = dropped.iter().map(|n| join(&checkpoint_folder(*n), MANIFEST)).collect();
         let is_manifest: BTreeSet<String> = manifests.iter().cloned().collect();
         let files: Vec<String> = contents
             .files

@@ -276,7 +276,8 @@ impl Lowering<'_> {
                 time: WindowTime::Event(_),
             }
         );
-        let alone = input.stream.is_single() && self.options.parallelism == 1;
+        let alone =
+            input.stream.is_single() && self.options.parallelism == 1 && !self.options.streaming.checkpointed;
         let in_parts = slices && !alone && aggregates.functions.iter().all(|function| !function.is_distinct());
         let mut flow = input.clone();
         flow.stream = if alone {
@@ -333,7 +334,12 @@ impl Lowering<'_> {
         let there = if keys.is_empty() {
             stream.is_single()
         } else {
-            stream.is_grouped_by(&keys) && (!stream.is_single() || self.options.parallelism == 1)
+            // State belongs to the key groups of all keys, in their order; that equal rows are together is not enough.
+            let together = match self.options.streaming.checkpointed {
+                true => stream.is_single() || stream.is_hashed_by(&keys),
+                false => stream.is_grouped_by(&keys),
+            };
+            together && (!stream.is_single() || self.options.parallelism == 1)
         };
         let mut shipped = if there {
             self.chain(stream, operator, schema)
