@@ -2,6 +2,7 @@
 
 mod stream;
 
+use std::collections::BTreeMap;
 use std::fmt::{Debug, Display, Write};
 
 use thalweg_engine::plan::WindowTime;
@@ -164,9 +165,36 @@ fn describe(operator: &OperatorSpec) -> String {
         ),
         OperatorSpec::Wrapped(wrapped) => format!("{name} {}", wrapped.label),
         OperatorSpec::Collect(_) => name.to_string(),
-        OperatorSpec::Sink(sink) => format!("{name} {} {:?}", sink.connector, sink.options),
+        OperatorSpec::Sink(sink) => format!("{name} {} {:?}", sink.connector, without_secrets(&sink.options)),
         _ => stream::describe(operator).unwrap_or_else(|| name.to_string()),
     }
+}
+
+/// The options of a sink as anybody may see them.
+fn without_secrets(options: &BTreeMap<String, String>) -> BTreeMap<&str, String> {
+    let shown = options.iter().map(|(key, value)| {
+        let lower = key.to_lowercase();
+        let is_secret = ["password", "secret", "token"].iter().any(|word| lower.contains(word));
+        let value = if is_secret {
+            "***".to_string()
+        } else {
+            without_password(value)
+        };
+        (key.as_str(), value)
+    });
+    shown.collect()
+}
+
+/// A URL `scheme://user:password@host` without its password; any other text as it is.
+fn without_password(text: &str) -> String {
+    let hidden = || {
+        let (scheme, rest) = text.split_once("://")?;
+        let authority = rest.split(['/', '?', '#']).next()?;
+        let (user, _) = authority.rsplit_once('@')?.0.split_once(':')?;
+        let host = &rest[authority.rfind('@')?..];
+        Some(format!("{scheme}://{user}:***{host}"))
+    };
+    hidden().unwrap_or_else(|| text.to_string())
 }
 
 /// The condition that lets a scan skip parts of its files.
@@ -262,4 +290,30 @@ fn list(items: &[impl Display]) -> String {
 fn debug_list(items: &[impl Debug]) -> String {
     let items: Vec<String> = items.iter().map(|item| format!("{item:?}")).collect();
     items.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let options = [
+            ("url", "redis://me:p@ss@host:6379/0"),
+            ("password", "pw"),
+            ("path", "s3://bucket/a@b:c"),
+            ("Kafka.Sasl.Secret", "pw"),
+            ("plain", "postgresql://me@host/db"),
+        ];
+        let options = options.map(|(key, value)| (key.to_string(), value.to_string())).into();
+        let shown: Vec<String> = without_secrets(&options).into_values().collect();
+        let expected = [
+            "***",
+            "***",
+            "s3://bucket/a@b:c",
+            "postgresql://me@host/db",
+            "redis://me:***@host:6379/0",
+        ];
+        assert_eq!(shown, expected);
+    }
 }

@@ -13,7 +13,7 @@ use thalweg_engine::time::SystemClock;
 use tokio::runtime::Handle;
 
 /// A key, and a value that may be NULL.
-pub fn columns() -> SchemaRef {
+pub(crate) fn columns() -> SchemaRef {
     Arc::new(Schema::new(vec![
         Field::new("k", DataType::Int64, true),
         Field::new("v", DataType::Utf8, true),
@@ -21,7 +21,7 @@ pub fn columns() -> SchemaRef {
 }
 
 /// Changes of a table: `+I` 0, `-U` 1, `+U` 2, `-D` 3.
-pub fn changes(rows: &[(u8, i64, Option<&str>)]) -> RecordBatch {
+pub(crate) fn changes(rows: &[(u8, i64, Option<&str>)]) -> RecordBatch {
     let k: ArrayRef = Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.1)));
     let v: ArrayRef = Arc::new(StringArray::from_iter(rows.iter().map(|row| row.2)));
     let kinds: ArrayRef = Arc::new(UInt8Array::from_iter_values(rows.iter().map(|row| row.0)));
@@ -29,7 +29,7 @@ pub fn changes(rows: &[(u8, i64, Option<&str>)]) -> RecordBatch {
 }
 
 /// A sink as a table's `WITH (..)` and key say.
-pub fn spec(connector: &str, schema: SchemaRef, key: &[&str], options: &[(&str, &str)]) -> SinkSpec {
+pub(crate) fn spec(connector: &str, schema: SchemaRef, key: &[&str], options: &[(&str, &str)]) -> SinkSpec {
     let options = options.iter().map(|(key, value)| (key.to_string(), value.to_string()));
     let mut spec = SinkSpec {
         connector: connector.into(),
@@ -44,7 +44,7 @@ pub fn spec(connector: &str, schema: SchemaRef, key: &[&str], options: &[(&str, 
 }
 
 /// The sink of a run of the job `job`.
-pub fn sink(spec: &SinkSpec, job: &str) -> thalweg_engine::Result<Arc<dyn PreparedSink>> {
+pub(crate) fn sink(spec: &SinkSpec, job: &str) -> thalweg_engine::Result<Arc<dyn PreparedSink>> {
     let job = SinkJob {
         job: "run".into(),
         io: Handle::current(),
@@ -59,7 +59,11 @@ pub fn sink(spec: &SinkSpec, job: &str) -> thalweg_engine::Result<Arc<dyn Prepar
 }
 
 /// Writes rows and prepares a checkpoint.
-pub fn checkpoint(writer: &mut dyn SinkWriter, number: u64, rows: &[(u8, i64, Option<&str>)]) -> Vec<Committable> {
+pub(crate) fn checkpoint(
+    writer: &mut dyn SinkWriter,
+    number: u64,
+    rows: &[(u8, i64, Option<&str>)],
+) -> Vec<Committable> {
     if !rows.is_empty() {
         writer.write(&changes(rows)).unwrap();
     }
@@ -67,7 +71,7 @@ pub fn checkpoint(writer: &mut dyn SinkWriter, number: u64, rows: &[(u8, i64, Op
 }
 
 /// A session that streams, with several writers.
-pub fn streaming() -> Session {
+pub(crate) fn streaming() -> Session {
     let session = Session::new(SessionConfig {
         parallelism: 3,
         ..SessionConfig::default()
@@ -78,7 +82,7 @@ pub fn streaming() -> Session {
 }
 
 /// Executes a statement to its end.
-pub fn run(session: &Session, sql: &str) {
+pub(crate) fn run(session: &Session, sql: &str) {
     if let thalweg::Outcome::Rows(result) = session.execute(sql).unwrap() {
         result.for_each(|batch| drop(batch.unwrap()));
     }

@@ -194,6 +194,16 @@ fn a_changing_result_ends_as_its_rows() {
         .map(|flag| redis.cli(&["HGET", &format!("c/{flag}"), "n"]).parse::<i64>().unwrap())
         .sum();
     assert_eq!((counts, redis.cli(&["DBSIZE"])), (5000, "7".into()));
+    // Two writers of one key would overwrite one another in any order.
+    run(
+        &session,
+        "CREATE TABLE many (x BIGINT) WITH ('connector' = 'datagen', 'number-of-rows' = '5000', 'splits' = '3')",
+    );
+    let plan = session
+        .explain("INSERT INTO counts SELECT CAST(x % 7 AS STRING), x FROM many")
+        .unwrap();
+    let between = plan.split("Sink").nth(1).and_then(|below| below.split("Scan").next());
+    assert!(between.unwrap_or_default().contains("Exchange Hash(flag@0)"), "{plan}");
     // Rows that the key does not tell apart would hide one another.
     let error = session.execute("INSERT INTO counts SELECT 'x', COUNT(*) FROM ticks GROUP BY x % 7");
     let error = error.err().map(|e| e.to_string()).unwrap_or_default();

@@ -1,11 +1,11 @@
 //! Real servers for tests: found, started on loopback with a port and a folder of their own, stopped when dropped.
 //! `scripts/services_debian.sh` fetches them.
 
-pub mod postgres;
-pub mod redis;
+pub(crate) mod postgres;
+pub(crate) mod redis;
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,17 +17,18 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `found`, or a loud word that the test has not run. With `CI` set that is a failure.
-pub fn required<T>(service: &str, found: Option<T>) -> Option<T> {
+pub(crate) fn required<T>(service: &str, found: Option<T>) -> Option<T> {
     if found.is_none() {
         let message = format!("NOT TESTED: there is no {service}; run scripts/services_debian.sh, or install it");
         assert!(std::env::var_os("CI").is_none(), "{message}");
-        eprintln!("{message}");
+        // Past the harness, which keeps to itself what a test that passes prints.
+        let _ = writeln!(std::io::stderr(), "{message}");
     }
     found
 }
 
 /// Where the packages are unpacked.
-pub fn unpacked() -> PathBuf {
+pub(crate) fn unpacked() -> PathBuf {
     if let Some(folder) = std::env::var_os("THALWEG_SERVICES_DIR") {
         return folder.into();
     }
@@ -37,7 +38,7 @@ pub fn unpacked() -> PathBuf {
 }
 
 /// The program `name`: unpacked, in one of `folders`, or on the PATH.
-pub fn program(name: &str, folders: &[PathBuf]) -> Option<PathBuf> {
+pub(crate) fn program(name: &str, folders: &[PathBuf]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let unpacked = unpacked().join("usr/bin");
     let mut all = folders
@@ -49,7 +50,7 @@ pub fn program(name: &str, folders: &[PathBuf]) -> Option<PathBuf> {
 }
 
 /// Starts a server on a port that is free; a few times, as somebody may take the port in between.
-pub fn on_free_port(start: impl Fn(u16) -> Result<Server, String>) -> (Server, u16) {
+pub(crate) fn on_free_port(start: impl Fn(u16) -> Result<Server, String>) -> (Server, u16) {
     let mut failure = String::new();
     for _ in 0..5 {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -62,7 +63,7 @@ pub fn on_free_port(start: impl Fn(u16) -> Result<Server, String>) -> (Server, u
 }
 
 /// A command whose libraries may be unpacked, as `user` if one is given (root only). It ends when the test does.
-pub fn command(program: &Path, user: Option<&str>) -> Command {
+pub(crate) fn command(program: &Path, user: Option<&str>) -> Command {
     let setpriv = self::program("setpriv", &[]);
     let mut command = match (&setpriv, user) {
         (Some(setpriv), user) => {
@@ -93,7 +94,7 @@ fn libraries() -> OsString {
 }
 
 /// A server that runs.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     /// The signal that ends it at once, its children, too.
     kill: &'static str,
@@ -101,7 +102,7 @@ pub struct Server {
 
 impl Server {
     /// Starts a server and waits until it says `ready` in its output.
-    pub fn start(mut command: Command, ready: &'static str, kill: &'static str) -> Result<Self, String> {
+    pub(crate) fn start(mut command: Command, ready: &'static str, kill: &'static str) -> Result<Self, String> {
         let spawned = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -135,7 +136,7 @@ impl Server {
     }
 
     /// Ends it at once.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         // Its number may be somebody else's once it has ended.
         if !matches!(self.child.try_wait(), Ok(None)) {
             return;
@@ -153,7 +154,7 @@ impl Drop for Server {
 }
 
 /// What a client prints.
-pub fn output(mut command: Command) -> String {
+pub(crate) fn output(mut command: Command) -> String {
     let output = command.output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {error}");

@@ -10,7 +10,7 @@ use super::{Server, command, on_free_port, output, program, required, unpacked};
 const USER: &str = "thalweg";
 
 /// A PostgreSQL server.
-pub struct Postgres {
+pub(crate) struct Postgres {
     server: Server,
     folder: TempDir,
     port: u16,
@@ -58,7 +58,7 @@ fn somebody() -> Option<String> {
 
 impl Postgres {
     /// Starts one; `None` when there is none on this machine.
-    pub fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let folders = folders();
         let find = |name| program(name, &folders);
         let programs = match (find("initdb"), find("postgres"), find("psql")) {
@@ -90,17 +90,17 @@ impl Postgres {
     }
 
     /// Its address.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("postgresql://{USER}@127.0.0.1:{}/postgres", self.port)
     }
 
     /// Kills it.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.server.kill();
     }
 
     /// Starts it again where it was, after a kill.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.server = run(
             &self.programs.postgres,
             self.folder.path(),
@@ -111,7 +111,7 @@ impl Postgres {
     }
 
     /// What statements print: rows as lines, columns with `|` between.
-    pub fn sql(&self, sql: &str) -> String {
+    pub(crate) fn sql(&self, sql: &str) -> String {
         let mut psql = command(&self.programs.psql, None);
         let port = self.port.to_string();
         psql.args([

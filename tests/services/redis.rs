@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::{Server, command, on_free_port, output, program, required};
 
 /// A Redis server.
-pub struct Redis {
+pub(crate) struct Redis {
     server: Server,
     folder: TempDir,
     port: u16,
@@ -17,7 +17,7 @@ pub struct Redis {
 
 impl Redis {
     /// Starts one; `None` when there is none on this machine.
-    pub fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let programs = program("redis-server", &[]).zip(program("redis-cli", &[]));
         let (server_program, client_program) = required("redis-server", programs)?;
         let folder = tempfile::tempdir().unwrap();
@@ -32,22 +32,22 @@ impl Redis {
     }
 
     /// Its address.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
 
     /// Kills it.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.server.kill();
     }
 
     /// Starts it again where it was, after a kill.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.server = run(&self.server_program, &self.folder, self.port).unwrap();
     }
 
     /// What `redis-cli` prints.
-    pub fn cli(&self, arguments: &[&str]) -> String {
+    pub(crate) fn cli(&self, arguments: &[&str]) -> String {
         let mut client = command(&self.client_program, None);
         client
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])

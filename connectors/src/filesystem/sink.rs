@@ -295,6 +295,11 @@ impl PreparedSink for PreparedFileSink {
 
     fn commit(&self) -> Result<()> {
         let job = &self.job;
+        if job.checkpoints.is_some() {
+            return Err(EngineError::Internal(
+                "a sink of a job with checkpoints was committed".into(),
+            ));
+        }
         let without_rows = job.storage.is_empty() && job.options.partition_by.is_empty();
         // A folder that would be empty could not be read back: nothing in it tells the columns.
         let outcome = match without_rows.then(|| job.storage.target_is_empty()) {
@@ -457,6 +462,11 @@ impl SinkWriter for FileSinkWriter {
     }
 
     fn finish(&mut self) -> Result<()> {
+        if self.job.checkpoints.is_some() {
+            return Err(EngineError::Internal(
+                "a sink of a job with checkpoints was finished".into(),
+            ));
+        }
         let open = std::mem::take(&mut self.open);
         open.into_values().try_for_each(|file| self.job.close(file))
     }

@@ -590,12 +590,7 @@ async fn create_table_says_what_is_wrong() {
     .await
     .unwrap();
     context.register_table("p", print).unwrap();
-    let scan = context
-        .sql("SELECT * FROM p")
-        .await
-        .unwrap()
-        .collect()
-        .await
-        .unwrap_err();
+    let frame = context.sql("SELECT * FROM p").await.unwrap();
+    let scan = frame.collect().await.unwrap_err();
     assert!(scan.to_string().contains("is a sink"), "{scan}");
 }

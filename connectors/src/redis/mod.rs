@@ -219,7 +219,11 @@ mod tests {
             "v",
             DataType::Struct(Fields::from(vec![Field::new("x", DataType::Int32, true)])),
         );
-        assert!(schema(&[], &[k.clone()]).unwrap_err().contains("PRIMARY KEY"));
+        assert!(
+            schema(&[], std::slice::from_ref(&k))
+                .unwrap_err()
+                .contains("PRIMARY KEY")
+        );
         assert!(
             schema(&[key], &[k.clone(), nested.clone()])
                 .unwrap_err()
@@ -227,9 +231,13 @@ mod tests {
         );
         assert!(schema(&[key, ("sink.value-type", "json")], &[k.clone(), nested]).is_ok());
         let text = ("sink.value-type", "string");
-        assert!(schema(&[key, text], &[k.clone()]).unwrap_err().contains("there are 0"));
+        assert!(
+            schema(&[key, text], std::slice::from_ref(&k))
+                .unwrap_err()
+                .contains("there are 0")
+        );
         assert!(schema(&[key, text], &[k.clone(), ("v", DataType::Binary)]).is_ok());
-        let wrong = |option| schema(&[key, option], &[k.clone()]).unwrap_err();
+        let wrong = |option| schema(&[key, option], std::slice::from_ref(&k)).unwrap_err();
         assert!(wrong(("sink.value-type", "list")).contains("hash, json or string"));
         assert!(wrong(("sink.isolation", "serializable")).contains("read-committed"));
         assert!(wrong(("sink.ttl", "1 s")).contains("no option 'sink.ttl'"));

@@ -140,7 +140,9 @@ fn a_committable_comes_back_and_a_damaged_one_is_an_error() {
 /// A database in memory: rows by key, and the marks.
 #[derive(Debug, Default)]
 struct Database {
-    state: Mutex<(BTreeMap<i64, String>, BTreeMap<(String, usize), u64>)>,
+    rows: Mutex<BTreeMap<i64, String>>,
+    /// By run and subtask the last checkpoint.
+    marks: Mutex<BTreeMap<(String, usize), u64>>,
     /// So many next calls fail before they do anything, and so many after.
     failing: Mutex<(u32, u32)>,
 }
@@ -149,7 +151,7 @@ struct Connected(Arc<Database>);
 
 impl Database {
     fn write(&self, changes: &Changes) {
-        let rows = &mut self.state.lock().0;
+        let mut rows = self.rows.lock();
         keys_of(&changes.deletes)
             .into_iter()
             .for_each(|key| drop(rows.remove(&key)));
@@ -157,7 +159,7 @@ impl Database {
     }
 
     fn rows(&self) -> Vec<(i64, String)> {
-        self.state.lock().0.clone().into_iter().collect()
+        self.rows.lock().clone().into_iter().collect()
     }
 
     fn fails(&self, before: bool) -> std::result::Result<(), Failure> {
@@ -199,10 +201,10 @@ impl Session for Connected {
         self.0.fails(true)?;
         for Prepared { mark, changes } in prepared {
             let key = (mark.run.clone(), mark.subtask);
-            let last = self.0.state.lock().1.get(&key).copied();
+            let last = self.0.marks.lock().get(&key).copied();
             if last.is_none_or(|last| last < mark.checkpoint) {
                 self.0.write(changes);
-                self.0.state.lock().1.insert(key, mark.checkpoint);
+                self.0.marks.lock().insert(key, mark.checkpoint);
             }
         }
         self.0.fails(false)
