@@ -276,8 +276,7 @@ impl Lowering<'_> {
                 time: WindowTime::Event(_),
             }
         );
-        let alone =
-            input.stream.is_single() && self.options.parallelism == 1 && !self.options.streaming.checkpointed;
+        let alone = input.stream.is_single() && self.options.parallelism == 1 && !self.options.streaming.checkpointed;
         let in_parts = slices && !alone && aggregates.functions.iter().all(|function| !function.is_distinct());
         let mut flow = input.clone();
         flow.stream = if alone {
