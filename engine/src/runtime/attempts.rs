@@ -170,8 +170,9 @@ fn start(
     let (reports, heard) = channel();
     let targets = Targets::default();
     let began = clock.monotonic();
+    // A number is used once, also one of which nothing came.
+    let last = config.store.next_checkpoint()?.saturating_sub(1);
     config.store.sweep_at_start()?;
-    let last = config.store.list()?.last().copied().unwrap_or(0);
     let wire = |last: u64| {
         CheckpointWiring::new(
             &deployment_graph(plan),

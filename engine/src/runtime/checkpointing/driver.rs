@@ -49,8 +49,8 @@ pub(in crate::runtime) struct Driver {
     last: Option<Manifest>,
     /// Whether the next checkpoint must be written whole.
     whole: bool,
-    savepoints: BTreeMap<u64, (SavepointRequest, CheckpointStore)>,
-    draining: Option<(SavepointRequest, CheckpointStore)>,
+    savepoints: BTreeMap<u64, SavepointRequest>,
+    draining: Option<SavepointRequest>,
     next_request: u64,
     clock: Arc<dyn Clock>,
     cancel: CancelToken,
@@ -187,25 +187,22 @@ impl Driver {
     }
 
     fn asked(&mut self, request: SavepointRequest) -> Option<Fact> {
-        let store = match (self.config.open)(&request.target) {
-            Ok(store) => store,
-            Err(error) => {
-                let _ = request.reply.send(Err(error.to_string()));
-                return None;
-            }
-        };
+        if let Err(error) = (self.config.open)(&request.target) {
+            let _ = request.reply.send(Err(error.to_string()));
+            return None;
+        }
         if request.ending == SavepointEnding::Drain {
             // The final checkpoint will be it.
             for source in self.sources.values() {
                 source.end();
             }
-            self.draining = Some((request, store));
+            self.draining = Some(request);
             return None;
         }
         let stops = request.ending == SavepointEnding::Stop;
         let number = self.next_request;
         self.next_request += 1;
-        self.savepoints.insert(number, (request, store));
+        self.savepoints.insert(number, request);
         Some(Fact::SavepointAsked { request: number, stops })
     }
 
@@ -216,8 +213,8 @@ impl Driver {
                 savepoint,
                 stops,
             } => {
-                self.trigger(checkpoint, savepoint, stops);
-                None
+                let reason = self.trigger(checkpoint, savepoint, stops).err()?.to_string();
+                Some(Fact::Declined { checkpoint, reason })
             }
             Decision::Store {
                 checkpoint,
@@ -258,7 +255,7 @@ impl Driver {
                 None
             }
             Decision::Refuse { request, reason } => {
-                if let Some((request, _)) = self.savepoints.remove(&request) {
+                if let Some(request) = self.savepoints.remove(&request) {
                     let _ = request.reply.send(Err(format!("no savepoint can be taken: {reason}")));
                 }
                 None
@@ -270,7 +267,7 @@ impl Driver {
         }
     }
 
-    fn trigger(&mut self, checkpoint: u64, savepoint: Option<u64>, stops: bool) {
+    fn trigger(&mut self, checkpoint: u64, savepoint: Option<u64>, stops: bool) -> Result<()> {
         let options = &self.config.options;
         let is_whole = !options.incremental || savepoint.is_some() || std::mem::take(&mut self.whole);
         let since = self.last.as_ref().filter(|_| !is_whole).and_then(base);
@@ -278,8 +275,12 @@ impl Driver {
             Some(_) => Alignment::Aligned { timeout_ms: None },
             None => options.alignment,
         };
-        let target = savepoint.and_then(|request| self.savepoints.get(&request));
-        let target = target.map(|(_, store)| (store.clone(), savepoint_folder(&self.config.job, checkpoint)));
+        let asked = savepoint.and_then(|request| self.savepoints.get(&request));
+        let target = asked
+            .map(|request| self.open_savepoint(request, checkpoint))
+            .transpose()?;
+        // The store is the savepoint's own folder, so that it can be moved as a whole.
+        let target = target.map(|store| (store, String::new()));
         self.targets.set(checkpoint, target);
         let parts = Parts {
             triggered_ms: self.clock.now_ms(),
@@ -297,6 +298,12 @@ impl Driver {
         for source in self.sources.values() {
             source.trigger(barrier);
         }
+        Ok(())
+    }
+
+    fn open_savepoint(&self, request: &SavepointRequest, checkpoint: u64) -> Result<CheckpointStore> {
+        let target = request.target.trim_end_matches('/');
+        (self.config.open)(&format!("{target}/savepoint-{}-{checkpoint}", self.config.job))
     }
 
     /// Stores what finished sources left behind, then the manifest.
@@ -307,11 +314,10 @@ impl Driver {
             ..Parts::default()
         });
         self.store_finished(checkpoint, &store, &folder)?;
-        let drained = self
-            .draining
-            .as_ref()
-            .filter(|_| is_final)
-            .map(|(_, store)| store.clone());
+        let asked = self.draining.as_ref().filter(|_| is_final);
+        let drained = asked
+            .map(|request| self.open_savepoint(request, checkpoint))
+            .transpose()?;
         let Some(parts) = self.parts.get(&checkpoint) else {
             return Ok(());
         };
@@ -345,7 +351,9 @@ impl Driver {
         .map_err(EngineError::Plan)?;
         store.commit(&folder, &manifest)?;
         if let Some(target) = drained {
-            store.copy_into(&manifest, &target, &savepoint_folder(&self.config.job, checkpoint))?;
+            let mut copy = store.copy_into(&manifest, &target, "")?;
+            copy.kind = CheckpointKind::Savepoint;
+            target.commit("", &copy)?;
         }
         let duration_ms = heading.duration_ms;
         let mut stats = self.stats.lock();
@@ -407,8 +415,8 @@ impl Driver {
             source.complete(checkpoint);
         }
         fault::point("after-notify")?;
-        if let Some((request, store)) = savepoint.and_then(|request| self.savepoints.remove(&request)) {
-            let path = format!("{}/{}", store.url(), savepoint_folder(&self.config.job, checkpoint));
+        if let Some(request) = savepoint.and_then(|request| self.savepoints.remove(&request)) {
+            let path = self.open_savepoint(&request, checkpoint)?.url().to_string();
             let _ = request.reply.send(Ok(path));
             return Ok(());
         }
@@ -421,13 +429,12 @@ impl Driver {
 
     /// The final checkpoint of a job that was drained is the savepoint that was asked for.
     fn drained(&mut self) {
-        if let (Some((request, store)), Some(last)) = (self.draining.take(), &self.last) {
-            let path = format!(
-                "{}/{}",
-                store.url(),
-                savepoint_folder(&self.config.job, last.checkpoint)
-            );
-            let _ = request.reply.send(Ok(path));
+        if let (Some(request), Some(last)) = (self.draining.take(), &self.last) {
+            let answer = self.open_savepoint(&request, last.checkpoint);
+            let answer = answer
+                .map(|store| store.url().to_string())
+                .map_err(|error| error.to_string());
+            let _ = request.reply.send(answer);
         }
     }
 
@@ -441,7 +448,7 @@ impl Driver {
         if let Err(error) = store.discard(&folder) {
             tracing::warn!(job = %self.config.job, checkpoint, %error, "what a discarded checkpoint wrote is left");
         }
-        if let Some((request, _)) = savepoint.and_then(|request| self.savepoints.remove(&request)) {
+        if let Some(request) = savepoint.and_then(|request| self.savepoints.remove(&request)) {
             let _ = request.reply.send(Err(format!("the savepoint failed: {reason}")));
         }
     }
@@ -450,7 +457,7 @@ impl Driver {
         let asked = std::mem::take(&mut self.savepoints)
             .into_values()
             .chain(self.draining.take());
-        for (request, _) in asked {
+        for request in asked {
             let _ = request.reply.send(Err(reason.to_string()));
         }
     }
@@ -530,10 +537,6 @@ fn known_operators(graph: &JobGraph) -> Vec<KnownOperator> {
         });
     }
     known
-}
-
-fn savepoint_folder(job: &str, checkpoint: u64) -> String {
-    format!("savepoint-{job}-{checkpoint}")
 }
 
 /// The end of an attempt, told to its driver.
