@@ -197,11 +197,12 @@ impl SourceResolver for Sources {
 /// The source that `plan` reads, when a connector knows how to go on from a position in it. Of other plans (rows in memory,
 /// programs of the user) the runtime counts the rows of each partition.
 pub fn split_source(plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn SplitSource>> {
+    type Resolve = fn(&RowWise) -> Option<Arc<dyn SplitSource>>;
     fn shared<S: SplitSource + 'static>(source: Option<S>) -> Option<Arc<dyn SplitSource>> {
         source.map(|source| Arc::new(source) as _)
     }
     let plan = RowWise::of(plan)?;
-    let sources: &[fn(&RowWise) -> Option<Arc<dyn SplitSource>>] = &[
+    let sources: &[Resolve] = &[
         #[cfg(feature = "filesystem")]
         |plan| shared(crate::filesystem::FileSource::of(plan)),
         #[cfg(feature = "filesystem")]

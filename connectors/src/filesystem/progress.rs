@@ -47,7 +47,7 @@ impl Progress {
 
     pub(super) fn encode(&self) -> Vec<u8> {
         let path = self.current.as_ref().map_or("", |file| file.path.as_ref());
-        let mut bytes = Vec::with_capacity(1 + 8 + self.done.len() + 1 + 16 + path.len());
+        let mut bytes = Vec::with_capacity(1 + 8 + self.done.len() + 1 + 24 + path.len());
         bytes.push(VERSION);
         bytes.extend_from_slice(&((self.done.len() / 16) as u64).to_le_bytes());
         bytes.extend_from_slice(&self.done);
@@ -55,6 +55,7 @@ impl Progress {
         if let Some(file) = &self.current {
             bytes.extend_from_slice(&file.records.to_le_bytes());
             bytes.extend_from_slice(&file.rows.to_le_bytes());
+            bytes.extend_from_slice(&(path.len() as u64).to_le_bytes());
             bytes.extend_from_slice(path.as_bytes());
         }
         bytes
@@ -90,7 +91,11 @@ fn parse(bytes: &[u8]) -> Option<Progress> {
         0 => rest.is_empty().then_some(None)?,
         1 => {
             let (records, rest) = rest.split_at_checked(8)?;
-            let (rows, path) = rest.split_at_checked(8)?;
+            let (rows, rest) = rest.split_at_checked(8)?;
+            let (length, path) = rest.split_at_checked(8)?;
+            if number(length)? != path.len() as u64 {
+                return None;
+            }
             Some(FileProgress {
                 path: Path::parse(std::str::from_utf8(path).ok()?).ok()?,
                 records: number(records)?,
@@ -116,9 +121,10 @@ mod tests {
             let bytes = progress.encode();
             assert_eq!(Progress::decode(Some(&bytes), "s").unwrap(), progress);
             for length in 0..bytes.len() {
-                let cut = Progress::decode(Some(&bytes[..length]), "s");
-                // Only a path may be cut and be a path.
-                assert!(cut.is_err() || cut.unwrap().current.is_some_and(|file| file.path.as_ref().len() < 8));
+                assert!(
+                    Progress::decode(Some(&bytes[..length]), "s").is_err(),
+                    "cut at {length}"
+                );
             }
             let path = Path::from(format!("a folder/{step}"));
             match step % 2 {

@@ -286,3 +286,47 @@ fn wrong_options_are_named() {
     let none = create_table(two(), &BTreeMap::new()).unwrap_err().to_string();
     assert!(none.contains("needs the option 'hostname'"), "{none}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_log_it_goes_on_and_without_it_says_so() {
+    use thalweg_engine::operator::{LoggedSource, Positioned};
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let session = SessionContext::new();
+    let source = async |wal: &str| {
+        let table = create_table(two(), &options(port, &[("format", "csv"), ("scan.wal", wal)])).unwrap();
+        let plan = table.scan(&session.state(), Some(&vec![0]), &[], None).await.unwrap();
+        (crate::split_source(&plan).unwrap(), plan.schema())
+    };
+    let (plain, _) = source("false").await;
+    assert!(!plain.needs_log());
+    let split = plain.splits().await.unwrap().remove(0);
+    let mut reader = plain.reader(0, session.task_ctx()).unwrap();
+    let error = reader.open(&split, Some(&[])).err().unwrap().to_string();
+    assert!(error.contains("set 'scan.wal' = 'true'"), "{error}");
+
+    let temp = tempfile::tempdir().unwrap();
+    let open = async |position: Option<&[u8]>| {
+        let (logged, schema) = source("true").await;
+        assert!(logged.needs_log());
+        let logged = LoggedSource::new(logged, temp.path().into(), schema);
+        let mut reader = thalweg_engine::operator::SplitSource::reader(&logged, 0, session.task_ctx()).unwrap();
+        let stream = reader.open(&split, position).unwrap();
+        (stream, server.accept().unwrap().0)
+    };
+    let numbers = |read: &Positioned| read.batch.column(0).as_primitive::<Int64Type>().values().to_vec();
+    let (mut stream, mut sender) = open(None).await;
+    let mut positions = Vec::new();
+    for line in ["1,x\n2,y\n", "3,z\n"] {
+        sender.write_all(line.as_bytes()).unwrap();
+        let read = stream.try_next().await.unwrap().unwrap();
+        positions.push((numbers(&read), read.position));
+    }
+    assert_eq!(positions[0].0.len() + positions[1].0.len(), 3);
+    drop((stream, sender));
+    let (stream, mut sender) = open(Some(&positions[0].1)).await;
+    sender.write_all(b"4,w\n").unwrap();
+    drop(sender);
+    let rest: Vec<Positioned> = stream.try_collect::<Vec<_>>().await.unwrap();
+    assert_eq!(rest.iter().map(numbers).collect::<Vec<_>>(), [vec![3], vec![4]]);
+}

@@ -96,7 +96,7 @@ pub fn build_source(
     match spec {
         OperatorSpec::Scan(spec) if spec.stream.is_some() => {
             let scan = StreamScan::new(spec.clone(), source, subtask, parallelism);
-            Ok(Source::Stream(scan))
+            Ok(Source::Stream(Box::new(scan)))
         }
         OperatorSpec::Scan(spec) => Ok(Source::Batch(Scan::new(spec.clone(), splits))),
         other => Err(EngineError::Internal(format!("{} is not a source", other.name()))),

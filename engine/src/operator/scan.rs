@@ -68,7 +68,7 @@ pub enum Source {
     /// Takes one split after the other.
     Batch(Scan),
     /// Reads splits side by side.
-    Stream(StreamScan),
+    Stream(Box<StreamScan>),
 }
 
 impl Source {

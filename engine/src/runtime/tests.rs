@@ -298,23 +298,6 @@ fn cancelling_wakes_a_source_that_waits_forever_and_dropping_does_too() {
 }
 
 #[test]
-fn a_slow_split_does_not_hold_up_the_others() {
-    let mut process = process();
-    process.environment.buffer_timeout = BufferTimeout::Immediate;
-    let mut graph = JobGraph::new("test");
-    // Split 0 never ends; the other subtask must read the nine others.
-    let scan = graph.add_vertex(vertex("scan", 2, vec![scan_of(TestScan::one_silent(10))]));
-    let end = graph.add_vertex(vertex("end", 1, vec![collect()]));
-    graph.connect(scan, end, 0, Partitioning::Global);
-    let mut job = submit(graph, &process.environment).unwrap();
-    let mut rows = 0;
-    while rows < 9 * 3 {
-        rows += job.next().unwrap().unwrap().num_rows();
-    }
-    assert_eq!(job.metrics().progress().splits_taken, 10);
-}
-
-#[test]
 fn nothing_grows_over_many_jobs() {
     let process = process();
     let threads = || std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(0);

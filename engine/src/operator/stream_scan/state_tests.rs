@@ -21,13 +21,15 @@ use crate::plan::{LimitSpec, PhysicalPlan, ScalarExpr, StreamScanSpec};
 use crate::state::{FrozenTable, Restored, Run, Snapshot, SnapshotRequest};
 
 type Told = Vec<(SplitId, Vec<u8>)>;
+/// Ordinal, batches, and whether the split says nothing after them rather than end.
+type Scripted = (u64, Vec<Vec<i64>>, bool);
 
 /// Splits of batches of times. The position is the number of the next batch.
 #[derive(Debug)]
 struct Script {
     schema: SchemaRef,
-    /// By name: batches, and whether the split says nothing after them rather than end.
-    splits: Mutex<BTreeMap<String, (u64, Vec<Vec<i64>>, bool)>>,
+    /// By name.
+    splits: Mutex<BTreeMap<String, Scripted>>,
     discovery: Option<Duration>,
     at_once: usize,
     /// What has been opened, and where.
@@ -143,7 +145,7 @@ impl Stage {
     fn with_spec(script: &Shared, spec: ScanSpec, subtask: usize, parallelism: usize) -> Self {
         let source: Arc<dyn SplitSource> = Arc::new(script.clone());
         Self {
-            scan: Source::Stream(StreamScan::new(spec, Some(source), subtask, parallelism)),
+            scan: Source::Stream(Box::new(StreamScan::new(spec, Some(source), subtask, parallelism))),
             harness: Harness::new(Limit::new(LimitSpec { skip: 0, fetch: None })),
         }
     }
@@ -517,7 +519,7 @@ fn partitions_of_a_plan_go_on_by_count_and_only_when_they_are_as_many() {
         }
     };
     let stage = |spec, subtask, parallelism| Stage {
-        scan: Source::Stream(StreamScan::new(spec, None, subtask, parallelism)),
+        scan: Source::Stream(Box::new(StreamScan::new(spec, None, subtask, parallelism))),
         harness: Harness::new(Limit::new(LimitSpec { skip: 0, fetch: None })),
     };
     for cut in 0..8 {

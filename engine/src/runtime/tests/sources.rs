@@ -82,3 +82,20 @@ fn what_cannot_be_read_again_is_logged_and_refused_where_there_is_no_place_for_i
         assert!(log.path().join("t-0").is_dir());
     }
 }
+
+#[test]
+fn a_slow_split_does_not_hold_up_the_others() {
+    let mut process = process();
+    process.environment.buffer_timeout = BufferTimeout::Immediate;
+    let mut graph = JobGraph::new("test");
+    // Split 0 never ends; the other subtask must read the nine others.
+    let scan = graph.add_vertex(vertex("scan", 2, vec![scan_of(TestScan::one_silent(10))]));
+    let end = graph.add_vertex(vertex("end", 1, vec![collect()]));
+    graph.connect(scan, end, 0, Partitioning::Global);
+    let mut job = submit(graph, &process.environment).unwrap();
+    let mut rows = 0;
+    while rows < 9 * 3 {
+        rows += job.next().unwrap().unwrap().num_rows();
+    }
+    assert_eq!(job.metrics().progress().splits_taken, 10);
+}
