@@ -49,7 +49,7 @@ impl KeyedTable {
     }
 
     /// Moves all but about `keep` keys to a run.
-    fn evict(&mut self, keep: usize, spill: &SpillDirectory) -> Result<u64> {
+    pub(super) fn evict(&mut self, keep: usize, spill: &SpillDirectory) -> Result<u64> {
         let (kept, run) = self.write_cold(keep, spill)?;
         self.store = self.store.compacted(&kept);
         self.slots = kept.len() as u32;
