@@ -292,6 +292,20 @@ fn what_does_not_fit_goes_to_disk_and_comes_back() {
 }
 
 #[test]
+fn what_a_snapshot_holds_is_counted() {
+    let mut table = table(None);
+    put(&mut table, &some(0..20_000), &(0..20_000).collect::<Vec<_>>());
+    let frozen = snapshot(&mut table, 1, None);
+    let before = table.size();
+    put(&mut table, &some(0..20_000), &[1; 20_000]);
+    assert!(table.size() > before + 20_000 * 8, "the pages are there twice");
+    table.evict(0, &Disk::new(1).spill).unwrap();
+    assert!(table.size() > before / 2, "and go when the snapshot does");
+    drop(frozen);
+    assert!(table.size() < before / 4, "{} of {before}", table.size());
+}
+
+#[test]
 #[ignore = "takes time: prints nanoseconds per key"]
 #[expect(clippy::disallowed_methods, reason = "it measures")]
 fn nanoseconds_per_key() {

@@ -98,8 +98,8 @@ impl ProcessFunction for Everything {
             }
             return Ok(());
         }
-        for row in 0..cx.keys.len() {
-            let (key, value) = (cx.keys[row], values[row]);
+        for (row, value) in values.iter().copied().enumerate() {
+            let key = cx.keys[row];
             let count = self.count.get(cx.states, key)?.copied().unwrap_or(0);
             self.count.set(cx.states, key, count + 1)?;
             let any = match value % 2 {
