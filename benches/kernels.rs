@@ -1,4 +1,5 @@
-//! Kernels: hashing rows, splitting batches, sorting by prefix, merging sorted inputs, probing a hash table.
+//! Kernels: hashing rows, splitting batches, sorting by prefix, merging sorted inputs, probing a hash table, updating
+//! keyed state.
 //! `cargo bench --bench kernels`. Sort, merge and probe are whole operators without the runtime around them.
 
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryViewArray, Float64Array, Int64Array, RecordBatch, StringViewArray};
 use arrow::compute::{lexsort_to_indices, take_record_batch};
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use datafusion::common::JoinType;
 use datafusion::execution::TaskContext;
@@ -20,6 +21,7 @@ use thalweg::engine::operator::{Collector, Context, Operator, OperatorMetrics, b
 use thalweg::engine::plan::{
     HashJoinSpec, MergeSpec, OperatorSpec, Partitioning, ScalarExpr, SchemaSpec, SortKey, SortSpec,
 };
+use thalweg::engine::state::{KeyedTable, Snapshot, SnapshotRequest, TableSpec};
 use thalweg::engine::time::ManualClock;
 use thalweg_memory::{MemoryManager, SpillCompression, SpillDirectory};
 
@@ -324,5 +326,59 @@ fn probe(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(kernels, hash, partition, sort, merge, probe);
+/// One batch of keys is looked up in a table of keyed state, and two of its columns are read and written.
+fn state(c: &mut Criterion) {
+    const KEYS: usize = 1_000_000;
+    let mut group = c.benchmark_group("keyed state");
+    group.throughput(Throughput::Elements(ROWS as u64));
+    let field = |name: &str, data_type: DataType| Field::new(name, data_type, true);
+    let schema = Schema::new(vec![
+        field("key", DataType::Int64),
+        field("sum", DataType::Int64),
+        field("name", DataType::Utf8View),
+    ]);
+    let mut table = KeyedTable::new(TableSpec::by_key("state", Arc::new(schema), 1), None).unwrap();
+    let keys_from = |start: usize| -> [ArrayRef; 1] {
+        let key = |row: usize| (scattered(row) % KEYS as u64) as i64;
+        [Arc::new(Int64Array::from_iter_values((start..start + ROWS).map(key)))]
+    };
+    let sums: ArrayRef = Arc::new(Int64Array::from_iter_values(0..ROWS as i64));
+    let names: ArrayRef = Arc::new(StringViewArray::from_iter_values(
+        (0..ROWS).map(|row| format!("a name that is not short {row}")),
+    ));
+    let mut slots = Vec::new();
+    let mut start = 0;
+    let mut update = |table: &mut KeyedTable, start: usize| {
+        table.locate(&keys_from(start), ROWS, &mut slots).unwrap();
+        black_box(table.read(&slots, 0).unwrap());
+        table.write(&slots, 0, &sums).unwrap();
+        table.write(&slots, 1, &names).unwrap();
+    };
+    while table.resident() < KEYS * 9 / 10 {
+        update(&mut table, start);
+        start += ROWS;
+    }
+    group.bench_function("read and write in 1000000 keys", |b| {
+        b.iter(|| {
+            update(&mut table, start);
+            start += ROWS;
+        })
+    });
+    let mut checkpoint = 0;
+    group.bench_function("the same, after a snapshot", |b| {
+        b.iter(|| {
+            checkpoint += 1;
+            let mut snapshot = Snapshot::new(SnapshotRequest {
+                checkpoint,
+                since: None,
+            });
+            table.snapshot(&mut snapshot);
+            update(&mut table, start);
+            start += ROWS;
+        })
+    });
+    group.finish();
+}
+
+criterion_group!(kernels, hash, partition, sort, merge, probe, state);
 criterion_main!(kernels);

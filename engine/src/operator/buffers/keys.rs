@@ -100,6 +100,7 @@ impl Keys {
     ///
     /// # Errors
     /// When the keys do not fit one array.
+    #[allow(dead_code, reason = "for the state of buffers")]
     pub(in crate::operator) fn columns(&self, numbers: &UInt32Array) -> Result<Vec<ArrayRef>> {
         let Some(table) = &self.table else {
             return Ok(Vec::new());
@@ -112,6 +113,7 @@ impl Keys {
     ///
     /// # Errors
     /// When the key cannot be brought to its type.
+    #[allow(dead_code, reason = "for the state of buffers")]
     pub(in crate::operator) fn one(&self, number: usize) -> Result<Vec<ArrayRef>> {
         match &self.table {
             Some(table) => table.emit(number..number + 1),

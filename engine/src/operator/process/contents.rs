@@ -275,10 +275,10 @@ impl<T: StateValue> Content for Listed<T> {
     fn rows(cells: &[(u32, &Self)], moment: &Moment) -> Result<CellRows> {
         let (mut numbers, mut positions, mut values, mut touched_ms) = (vec![], vec![], vec![], vec![]);
         for (number, cell) in cells {
-            for item in cell.first(moment)..cell.items.len() {
+            for (item, value) in cell.items.iter().enumerate().skip(cell.first(moment)) {
                 numbers.push(*number);
                 positions.push(item as i64);
-                values.push(&cell.items[item]);
+                values.push(value);
                 touched_ms.push(cell.time_ms(item));
             }
         }

@@ -40,7 +40,9 @@ pub struct AggregatingState<A>(pub(super) usize, pub(super) PhantomData<fn() -> 
 copied!(ReducingState<T>);
 copied!(AggregatingState<A>);
 
-struct Reducer<T>(Box<dyn Fn(&T, &T) -> T + Send + Sync>);
+type Reduce<T> = dyn Fn(&T, &T) -> T + Send + Sync;
+
+struct Reducer<T>(Box<Reduce<T>>);
 
 /// What [`States::function`] finds for a reducing state.
 pub(super) fn reducer<T: StateValue>(

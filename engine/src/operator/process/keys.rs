@@ -49,19 +49,22 @@ impl KeyNumbers {
             look_at: FEW_KEYS,
             slots: Vec::new(),
         };
-        if own.is_some() {
+        if let Some(own) = own {
             // The one key is there from the beginning, as number 0.
-            keys.number_all(&[], 1, &mut Vec::new())?;
+            let own = own.map(|value| -> ArrayRef { Arc::new(Int32Array::from(vec![value])) });
+            keys.number_stored(&own, 1, &mut Vec::new())?;
         }
         Ok(keys)
     }
 
     /// Puts into `numbers` the number of each row's key.
     pub(super) fn number_all(&mut self, columns: &[ArrayRef], rows: usize, numbers: &mut Vec<usize>) -> Result<()> {
-        let own = self
-            .own
-            .map(|own| own.map(|value| -> ArrayRef { Arc::new(Int32Array::from(vec![value; rows])) }));
-        self.number_stored(own.as_ref().map_or(columns, |own| own.as_slice()), rows, numbers)
+        if self.own.is_some() {
+            numbers.clear();
+            numbers.resize(rows, 0);
+            return Ok(());
+        }
+        self.number_stored(columns, rows, numbers)
     }
 
     /// The same for keys as tables have them.

@@ -7,8 +7,8 @@
 //! Keys are dense numbers. A key of which no state and no timer is left is forgotten, and its number given to another:
 //! a number is good for the time of one call only.
 //!
-//! **State.** A snapshot consists of a table for each declared state ([`state`]) and one of the times asked for with their
-//! keys ([`timers`]). What a function keeps in fields of its own is not in it. The state of a function without a key is its
+//! **State.** A snapshot consists of a table for each declared state (`state`) and one of the times asked for with their
+//! keys (`timers`). What a function keeps in fields of its own is not in it. The state of a function without a key is its
 //! subtask's and cannot be shared out among more or fewer of them.
 
 mod cells;

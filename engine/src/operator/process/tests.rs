@@ -1,8 +1,11 @@
 //! States, timers and side outputs of process functions, by both faces.
 
+mod expiry;
+mod restored;
+
 use std::time::Duration;
 
-use arrow::array::{AsArray, Int64Array, TimestampMillisecondArray};
+use arrow::array::{ArrayRef, AsArray, Int64Array, TimestampMillisecondArray};
 use arrow::datatypes::{DataType, Int64Type, TimeUnit};
 use datafusion::common::ScalarValue;
 

@@ -52,19 +52,12 @@ impl KeyTimers {
         for (domain, timers) in [(EVENT, &self.event), (PROCESSING, &self.processing)] {
             let (mut times, mut numbers) = (Vec::new(), Vec::new());
             for (time, keys) in timers {
-                let first = numbers.len();
-                numbers.extend_from_slice(keys);
                 // A function may ask for the same twice, but is called once.
-                numbers[first..].sort_unstable();
-                let mut kept = first;
-                for at in first..numbers.len() {
-                    if kept == first || numbers[at] != numbers[kept - 1] {
-                        numbers[kept] = numbers[at];
-                        kept += 1;
-                    }
-                }
-                numbers.truncate(kept);
-                times.resize(kept, *time);
+                let mut once = keys.clone();
+                once.sort_unstable();
+                once.dedup();
+                numbers.append(&mut once);
+                times.resize(numbers.len(), *time);
             }
             parts.push((domain, times, numbers));
         }

@@ -123,6 +123,7 @@ impl KeyedTable {
             expiry: self.ttl.map(|ttl| (ttl, self.now_ms)),
         });
         self.last_frozen = Arc::downgrade(&frozen);
+        self.left_bytes = 0;
         frozen
     }
 }

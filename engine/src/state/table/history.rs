@@ -21,6 +21,8 @@ impl History {
     /// The barrier of a checkpoint passes.
     pub(crate) fn barrier(&mut self, checkpoint: u64) {
         self.current += 1;
+        // A number that comes again is of a new beginning.
+        self.barriers.retain(|(older, _)| *older < checkpoint);
         self.barriers.push_back((checkpoint, self.current));
         if self.barriers.len() > REMEMBERED {
             self.barriers.pop_front();
@@ -54,5 +56,7 @@ mod tests {
         assert_eq!(history.since(70), Some(7));
         assert_eq!(history.oldest(), Some(7));
         assert_eq!(history.since(40), None, "given up");
+        history.barrier(100);
+        assert_eq!(history.since(100), Some(21), "and not the one before");
     }
 }

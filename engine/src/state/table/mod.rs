@@ -109,6 +109,8 @@ pub struct KeyedTable {
     /// Where the next sweep goes on.
     swept: u32,
     last_frozen: Weak<Frozen>,
+    /// Bytes that were moved to disk while the last snapshot held them.
+    left_bytes: usize,
     candidates: Vec<u32>,
 }
 
@@ -149,6 +151,7 @@ impl KeyedTable {
             runs: Vec::new(),
             swept: 0,
             last_frozen: Weak::new(),
+            left_bytes: 0,
             candidates: Vec::new(),
         })
     }
@@ -253,13 +256,17 @@ impl KeyedTable {
 
     /// Bytes held, with what snapshots still hold of earlier contents.
     pub fn size(&self) -> usize {
-        let copied = match self.last_frozen.strong_count() {
-            0 => 0,
-            _ => self.store.copied_bytes(),
-        };
         let runs: usize = self.runs.iter().map(DiskRun::memory_bytes).sum();
         let lists = (self.free.capacity() + self.dead.capacity() + self.candidates.capacity()) * size_of::<u32>();
-        self.store.bytes() + copied + self.index.bytes() + runs + lists
+        self.store.bytes() + self.held_bytes() + self.index.bytes() + runs + lists
+    }
+
+    /// Bytes that only the last snapshot still needs.
+    fn held_bytes(&self) -> usize {
+        match self.last_frozen.strong_count() {
+            0 => 0,
+            _ => self.store.copied_bytes() + self.left_bytes,
+        }
     }
 
     fn is_live(&self, slot: u32) -> bool {

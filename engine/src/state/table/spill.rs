@@ -30,8 +30,9 @@ impl KeyedTable {
         if !memory.must_spill() && memory.try_resize(bytes).is_ok() {
             return Ok(0);
         }
-        if self.slots as usize <= GROWTH {
-            // Without a page nothing goes.
+        let held = self.held_bytes();
+        if self.slots as usize <= GROWTH || (held > 0 && bytes - held <= held) {
+            // Without a page nothing goes; and while a snapshot holds most of it, little would be won.
             memory.resize(bytes);
             return Ok(0);
         }
@@ -49,9 +50,11 @@ impl KeyedTable {
     }
 
     /// Moves all but about `keep` keys to a run.
-    fn evict(&mut self, keep: usize, spill: &SpillDirectory) -> Result<u64> {
+    pub(super) fn evict(&mut self, keep: usize, spill: &SpillDirectory) -> Result<u64> {
         let (kept, run) = self.write_cold(keep, spill)?;
+        let left = self.held_bytes() + self.store.bytes();
         self.store = self.store.compacted(&kept);
+        self.left_bytes = left;
         self.slots = kept.len() as u32;
         self.capacity = kept.len().next_multiple_of(GROWTH);
         self.store.grow(self.capacity);
