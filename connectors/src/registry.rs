@@ -17,6 +17,10 @@ pub fn sinks() -> Vec<Arc<dyn SinkConnector>> {
     vec![
         #[cfg(feature = "filesystem")]
         Arc::new(crate::filesystem::FileSinkConnector),
+        #[cfg(feature = "kafka")]
+        Arc::new(crate::kafka::KafkaConnector::log()),
+        #[cfg(feature = "kafka")]
+        Arc::new(crate::kafka::KafkaConnector::upsert()),
         #[cfg(feature = "print")]
         Arc::new(crate::print::PrintConnector),
         #[cfg(feature = "blackhole")]
@@ -33,12 +37,16 @@ fn known() -> String {
         "datagen",
         #[cfg(feature = "filesystem")]
         "filesystem",
+        #[cfg(feature = "kafka")]
+        "kafka",
         #[cfg(feature = "nexmark")]
         "nexmark",
         #[cfg(feature = "print")]
         "print",
         #[cfg(feature = "socket")]
         "socket",
+        #[cfg(feature = "kafka")]
+        "upsert-kafka",
         #[cfg(feature = "ysb")]
         "ysb",
         #[cfg(feature = "ysb")]
@@ -88,6 +96,10 @@ pub async fn create_table(
         "ysb" => crate::ysb::create_table(columns, options),
         #[cfg(feature = "ysb")]
         "ysb-campaigns" => crate::ysb::create_campaigns(columns, options),
+        #[cfg(feature = "kafka")]
+        "kafka" => crate::kafka::create_table(name, columns, options),
+        #[cfg(feature = "kafka")]
+        "upsert-kafka" => crate::kafka::create_upsert_table(name, columns, options),
         #[cfg(feature = "print")]
         "print" => crate::print::create_table(name, columns, options),
         #[cfg(feature = "blackhole")]
@@ -116,9 +128,10 @@ pub async fn create_table(
 /// Whether a sink takes updates and deletions beside insertions.
 pub fn takes_changelog(sink: &SinkSpec) -> bool {
     match sink.connector.as_str() {
-        "print" | "blackhole" => true,
+        "print" | "blackhole" | "upsert-kafka" => true,
         _ => {
-            let format = sink.options.get("format").map(String::as_str);
+            let format = sink.options.get("format").or_else(|| sink.options.get("value.format"));
+            let format = format.map(String::as_str);
             matches!(format, Some("debezium-json" | "canal-json"))
         }
     }
@@ -143,6 +156,10 @@ pub fn may_be_unbounded(table: &dyn TableProvider) -> bool {
     if any.is::<crate::SinkTable>() {
         return false;
     }
+    #[cfg(feature = "kafka")]
+    if let Some(table) = any.downcast_ref::<crate::kafka::KafkaTable>() {
+        return !table.is_bounded();
+    }
     true
 }
 
@@ -158,6 +175,10 @@ pub fn sink_of(table: &dyn TableProvider) -> Result<Option<SinkSpec>> {
     #[cfg(any(feature = "print", feature = "blackhole"))]
     if let Some(table) = any.downcast_ref::<crate::SinkTable>() {
         return Ok(Some(table.sink()));
+    }
+    #[cfg(feature = "kafka")]
+    if let Some(table) = any.downcast_ref::<crate::kafka::KafkaTable>() {
+        return table.sink().map(Some);
     }
     #[cfg(feature = "filesystem")]
     {

@@ -1,0 +1,1 @@
+//! What needs no broker: options and what they refuse.

@@ -1,0 +1,10 @@
+//! The Kafka connector against a real broker.
+#![cfg(feature = "kafka")]
+
+mod broker;
+mod formats;
+#[path = "../../../tests/services/mod.rs"]
+mod services;
+mod sink;
+mod source;
+mod upsert;
