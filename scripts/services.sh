@@ -82,7 +82,7 @@ kafka() {
     command -v java > /dev/null || fail "java was not found: install Java 17 or newer"
     folder=$(mktemp -d "${TMPDIR:-/tmp}/thalweg-kafka.XXXXXX")
     broker=
-    trap 'if [ -n "$broker" ]; then kill -9 "$broker" 2> /dev/null || true; fi; rm -rf "$folder"' EXIT
+    trap 'if [ -n "$broker" ]; then kill -9 "$broker" 2> /dev/null || true; wait "$broker" 2> /dev/null || true; fi; rm -rf "$folder"' EXIT
     trap 'exit 143' INT TERM HUP
     local java=(java -Xmx384m -Xms128m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto
         -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp "$jars/*")

@@ -16,6 +16,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
@@ -55,7 +56,9 @@ pub(crate) fn topic(partitions: i32) -> Option<Topic> {
         servers: &kafka.bootstrap,
     };
     let new = NewTopic::new(&topic.name, partitions, TopicReplication::Fixed(1));
-    let created = topic.admin().create_topics([&new], &AdminOptions::new());
+    // Answers come while it lives.
+    let admin = topic.admin();
+    let created = admin.create_topics([&new], &AdminOptions::new());
     runtime().block_on(created).unwrap()[0].as_ref().unwrap();
     Some(topic)
 }
@@ -73,8 +76,8 @@ impl Topic {
 
     pub(crate) fn grow(&self, partitions: usize) {
         let grown = NewPartitions::new(&self.name, partitions);
-        let created = self.admin();
-        let created = created.create_partitions([&grown], &AdminOptions::new());
+        let admin = self.admin();
+        let created = admin.create_partitions([&grown], &AdminOptions::new());
         runtime().block_on(created).unwrap()[0].as_ref().unwrap();
     }
 
@@ -134,8 +137,14 @@ impl Topic {
                 .add_partition_offset(&self.name, partition, Offset::Beginning)
                 .unwrap();
             consumer.assign(&assigned).unwrap();
-            while let Some(Ok(record)) = consumer.poll(LONG) {
-                found.push(record.detach());
+            loop {
+                match consumer.poll(LONG).expect("no record and no end come") {
+                    Ok(record) => found.push(record.detach()),
+                    Err(KafkaError::PartitionEOF(at)) if at == partition => break,
+                    // Of the one before.
+                    Err(KafkaError::PartitionEOF(_)) => {}
+                    Err(e) => panic!("{e}"),
+                }
             }
         }
         found
