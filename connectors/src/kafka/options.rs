@@ -403,13 +403,23 @@ fn take_key(flavor: Flavor, options: &mut Options, fields: &[String]) -> Result<
     Ok(Some(Payload::Text(FormatOptions::new(parsed))))
 }
 
+/// Whether a time is zero or below it, which turns off what it is the interval of.
+fn is_none(text: &str) -> bool {
+    let number = text
+        .trim()
+        .split(|c: char| !c.is_ascii_digit())
+        .next()
+        .unwrap_or_default();
+    text.trim().starts_with('-') || !number.is_empty() && number.bytes().all(|digit| digit == b'0')
+}
+
 fn take_source(flavor: Flavor, options: &mut Options) -> Result<SourceOptions> {
     let start = Start::take(flavor, options)?;
     let bound = Bound::take(options)?;
     let discovery = match options.take("scan.topic-partition-discovery.interval") {
         // Flink's default.
         None => Some(Duration::from_secs(300)),
-        Some(text) if text.trim().trim_start_matches(['-', '0']).is_empty() || text.trim().starts_with("0 ") => None,
+        Some(text) if is_none(&text) => None,
         Some(text) => Some(
             parse_duration(&text)
                 .map_err(|why| options.bad_value("scan.topic-partition-discovery.interval", &text, &why))?,

@@ -31,6 +31,8 @@ use crate::kafka::rows::Rows;
 use crate::kafka::start::{Bound, Partition, Start};
 use crate::kafka::table::KafkaSpec;
 
+/// So often a quiet partition is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 /// A batch is not made larger than this many bytes of records.
 const BATCH_BYTES: usize = 8 << 20;
 
@@ -328,8 +330,9 @@ impl Reading {
             if self.ended {
                 return Ok(None);
             }
-            // The callback is made when an empty queue gets something, so the queue must have been seen empty before this.
-            self.woken.notified().await;
+            // The callback is made when an empty queue gets something, so the queue must have been seen empty before this. Now
+            // and then it is looked at anyway: errors and answers to commits come to another queue.
+            let _ = tokio::time::timeout(LOOK, self.woken.notified()).await;
         }
     }
 

@@ -137,14 +137,18 @@ impl Topic {
                 .add_partition_offset(&self.name, partition, Offset::Beginning)
                 .unwrap();
             consumer.assign(&assigned).unwrap();
+            let mut polls = 0;
             loop {
-                match consumer.poll(LONG).expect("no record and no end come") {
-                    Ok(record) => found.push(record.detach()),
-                    Err(KafkaError::PartitionEOF(at)) if at == partition => break,
+                match consumer.poll(Duration::from_millis(100)) {
+                    Some(Ok(record)) => found.push(record.detach()),
+                    Some(Err(KafkaError::PartitionEOF(at))) if at == partition => break,
                     // Of the one before.
-                    Err(KafkaError::PartitionEOF(_)) => {}
-                    Err(e) => panic!("{e}"),
+                    Some(Err(KafkaError::PartitionEOF(_))) => {}
+                    Some(Err(e)) => panic!("{e}"),
+                    // Nothing yet, or it was something else.
+                    None => polls += 1,
                 }
+                assert!(polls < 1000, "no record and no end come");
             }
         }
         found
