@@ -223,7 +223,7 @@ impl Columns {
             }
             key.push(index);
         }
-        let in_value = |index: &usize| !is_metadata(index) && !(options.value_without_key && key.contains(index));
+        let in_value = |index: &usize| !(is_metadata(index) || options.value_without_key && key.contains(index));
         let value: Vec<usize> = (0..declared.fields().len()).filter(in_value).collect();
         if value.is_empty() {
             return Err(EngineError::Plan(

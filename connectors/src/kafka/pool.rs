@@ -206,9 +206,8 @@ impl Pool {
     /// # Errors
     /// When the cluster cannot be asked.
     pub(super) fn recover(&self) -> Result<()> {
-        let count = self
-            .io
-            .block_on(async { abort_all(&mut self.cluster(), &self.prefix).await })?;
+        let servers = servers(&self.spec.options.properties);
+        let count = self.io.block_on(abort_all(servers, &self.prefix))?;
         tracing::debug!("Kafka: {count} producers of '{}' are fenced", self.prefix);
         Ok(())
     }

@@ -339,8 +339,15 @@ impl Reading {
     /// The rows of what has been fetched; `None` when that is nothing.
     fn fetched(&mut self) -> Result<Option<Positioned>> {
         // Serves what is not a record: errors, answers to commits.
-        if let Some(Err(error)) = self.consumer.poll(Duration::ZERO) {
-            tracing::warn!("Kafka: {error}");
+        match self.consumer.poll(Duration::ZERO) {
+            None => {}
+            Some(Err(error)) => tracing::warn!("Kafka: {error}"),
+            Some(Ok(record)) => {
+                let place = format!("topic {}, partition {}", record.topic(), record.partition());
+                return Err(EngineError::Internal(format!(
+                    "Kafka: {place}: a record came outside of its queue"
+                )));
+            }
         }
         let mut records: Vec<BorrowedMessage<'_>> = Vec::new();
         let mut bytes = 0;

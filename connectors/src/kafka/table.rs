@@ -32,6 +32,7 @@ use crate::kafka::options::{Flavor, KafkaOptions, Payload, Topics};
 use crate::kafka::registry::Registry;
 use crate::kafka::rows::Rows;
 use crate::kafka::source::{KafkaSource, is_bounded, splits};
+use crate::kafka::start::{Bound, Start};
 
 /// All that is declared of a table.
 pub(super) struct KafkaSpec {
@@ -186,6 +187,16 @@ impl TableProvider for KafkaTable {
             return plan_err!(
                 "table {} is of 'connector' = 'upsert-kafka', which can be written and not be read yet; read its topic with \
                  'connector' = 'kafka', where each record is a row",
+                self.name
+            );
+        }
+        let source = &self.spec.options.source;
+        if (source.start == Start::Group || source.bound == Bound::Group)
+            && !self.spec.options.properties.contains_key("group.id")
+        {
+            return plan_err!(
+                "table {} is to be read by the offsets of a consumer group, but names none: set 'properties.group.id', or \
+                 'scan.startup.mode' to earliest-offset or latest-offset",
                 self.name
             );
         }

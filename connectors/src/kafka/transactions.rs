@@ -12,6 +12,8 @@ use crate::kafka::wire::{Cluster, Described, Ended};
 
 /// The coordinator is looked at so often, when it changes its mind in between.
 const LOOKS: usize = 20;
+/// So many are fenced side by side.
+const FENCING_LANES: usize = 8;
 
 /// A transaction that has been flushed, to be committed with its checkpoint. In checkpoints it is JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,15 +139,19 @@ pub(super) fn is_ours(prefix: &str, id: &str) -> bool {
 ///
 /// # Errors
 /// When the cluster cannot be asked.
-pub(super) async fn abort_all(cluster: &mut Cluster, prefix: &str) -> Result<usize> {
-    let ids = cluster.ids().await?;
-    let ours = ids.iter().filter(|id| is_ours(prefix, id));
-    let mut count = 0;
-    for id in ours {
-        cluster.fence(id).await?;
-        count += 1;
-    }
-    Ok(count)
+pub(super) async fn abort_all(servers: &str, prefix: &str) -> Result<usize> {
+    let mut ids = Cluster::new(servers).ids().await?;
+    ids.retain(|id| is_ours(prefix, id));
+    // A job does not go on before this is over.
+    let lanes = ids.chunks(ids.len().div_ceil(FENCING_LANES).max(1)).map(async |lane| {
+        let mut cluster = Cluster::new(servers);
+        for id in lane {
+            cluster.fence(id).await?;
+        }
+        Ok::<(), EngineError>(())
+    });
+    futures::future::try_join_all(lanes).await?;
+    Ok(ids.len())
 }
 
 #[cfg(test)]

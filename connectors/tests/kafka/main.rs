@@ -1,5 +1,6 @@
 //! The Kafka connector against a real broker.
 #![cfg(feature = "kafka")]
+#![allow(clippy::unwrap_used)]
 
 mod broker;
 mod formats;

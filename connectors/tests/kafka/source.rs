@@ -300,6 +300,13 @@ fn a_topic_that_is_not_there_is_named() {
         .unwrap_err()
         .to_string();
     assert!(message.contains("no topic 'nowhere'"), "{message}");
+    // By the offsets of a group that is not named.
+    let nobody = topic.table(&text(), &[RAW, ("scan.startup.mode", "group-offsets")]);
+    let message = runtime()
+        .block_on(nobody.scan(&state, None, &[], None))
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("'properties.group.id'"), "{message}");
     // A pattern may be of topics that are still to come.
     let options = [RAW, ("topic-pattern", "nowhere-.*")];
     let mut given = topic.options(&options);
