@@ -1,6 +1,6 @@
 //! The Kafka connector against a real broker.
 #![cfg(feature = "kafka")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod broker;
 mod formats;
