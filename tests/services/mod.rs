@@ -8,9 +8,9 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 
 /// One broker of Apache Kafka, alone and empty. It ends when this is dropped, or with the process.
-pub struct Kafka {
+pub(crate) struct Kafka {
     /// Where it listens, `host:port`.
-    pub bootstrap: String,
+    pub(crate) bootstrap: String,
     /// The script ends the broker when its input ends.
     _input: ChildStdin,
     script: Child,
@@ -21,7 +21,7 @@ impl Kafka {
     ///
     /// # Errors
     /// When it cannot be started, with what the script said.
-    pub fn start() -> Result<Self, String> {
+    pub(crate) fn start() -> Result<Self, String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let script = [root.join("scripts/services.sh"), root.join("../scripts/services.sh")];
         let script = script
@@ -68,7 +68,7 @@ impl Drop for Kafka {
 ///
 /// # Panics
 /// When there is none and `CI` is set.
-pub fn kafka() -> Option<&'static Kafka> {
+pub(crate) fn kafka() -> Option<&'static Kafka> {
     static SHARED: OnceLock<Result<Kafka, String>> = OnceLock::new();
     match SHARED.get_or_init(Kafka::start) {
         Ok(kafka) => Some(kafka),

@@ -16,6 +16,8 @@ fn text() -> SchemaRef {
     columns(&[("v", DataType::Utf8)])
 }
 
+type Given = &'static [(&'static str, &'static str)];
+
 const RAW: (&str, &str) = ("format", "raw");
 
 #[test]
@@ -27,7 +29,7 @@ fn it_begins_where_the_options_say() {
         (None, Some("c"), 3000),
     ];
     topic.send(&topic.producer(None), 0, &records);
-    let cases: [(&[(&str, &str)], &str, usize); 5] = [
+    let cases: [(Given, &str, usize); 5] = [
         (&[("scan.startup.mode", "earliest-offset")], "0", 3),
         (&[("scan.startup.mode", "latest-offset")], "3", 0),
         (
