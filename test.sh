@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Every check of the project, in one command. Needs Rust, a C compiler, make and Python 3.10 or newer.
+# Every check of the project, in one command. Needs Rust, a C compiler, make and Python 3.10 or newer; for the tests with
+# Kafka also Java 17 and Maven.
 #
 #   ./test.sh            test data, services, format, lints, documentation, tests
 #   ./test.sh --quick    the tests only, with the test data and services that are there
 #
 # Stops at the first step that fails. The last line is `N passed, N failed`; the exit code is 0 only when nothing failed.
-# The first run fetches crates and Python packages; later ones need no network (CARGO_NET_OFFLINE=true enforces it).
+# The first run fetches crates, Python packages and Kafka; later ones need no network (CARGO_NET_OFFLINE=true enforces it).
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -96,10 +97,12 @@ if ! command -v cc > /dev/null 2>&1 && [ -z "${CC:-}" ]; then
 fi
 need make "install it (Debian: apt install build-essential); the allocator is built with it"
 need "${PYTHON:-python3}" "install Python 3.10 or newer, or set PYTHON"
+need java "install Java 17 or newer (Debian: apt install default-jre-headless); a Kafka broker takes part in the tests"
 
 if [ "$quick" = no ]; then
     run "test data" scripts/test_data.sh
     run services scripts/services_debian.sh
+    run services scripts/services.sh fetch
     step=components
     component rustfmt fmt
     component clippy clippy

@@ -15,6 +15,7 @@ use datafusion::sql::sqlparser::ast::{
     ColumnOption, CreateTable, CreateTableOptions, Expr as SqlExpr, ExprWithAlias, Ident, Insert, ObjectName,
     Statement as SqlStatement, TableObject,
 };
+use thalweg_connectors::METADATA_KEY;
 use thalweg_optimizer::logical::{WatermarkNode, as_plan};
 
 use crate::ddl::{options_of, partition_columns, table_reference};
@@ -28,8 +29,8 @@ use crate::stream_table::{StreamTable, TableDefinition};
 
 /// The option that tells [`TableDefinition::idle_timeout_ms`]; it is not the connector's.
 const IDLE_TIMEOUT: &str = "scan.watermark.idle-timeout";
-/// What a field of the schema that a connector is handed says of a metadata column: its key.
-const METADATA_KEY: &str = "thalweg.metadata.key";
+/// The connectors that are told the primary key, as an option.
+const WITH_PRIMARY_KEY: [&str; 1] = ["upsert-kafka"];
 /// The connectors that have no metadata columns.
 const WITHOUT_METADATA: [&str; 6] = ["filesystem", "datagen", "print", "blackhole", "redis", "postgres"];
 
@@ -139,9 +140,9 @@ impl Session {
         let schema: SchemaRef = Arc::new(schema);
         if matches!(create.table_options, CreateTableOptions::With(_)) {
             let partitions = partition_columns(create, &schema)?;
+            let options = options_with_key(definition)?;
             let schema = thalweg_connectors::with_primary_key(&schema, &definition.primary_key)?;
-            let table =
-                thalweg_connectors::create_table(&state, name.table(), schema, &partitions, &definition.options);
+            let table = thalweg_connectors::create_table(&state, name.table(), schema, &partitions, &options);
             return Ok(self.block_on(table)?);
         }
         if schema.fields().is_empty() {
@@ -415,6 +416,18 @@ fn check_metadata(definition: &TableDefinition) -> Result<()> {
         .with_remedy("leave the column out")),
         None => Ok(()),
     }
+}
+
+/// The options that the connector is handed.
+fn options_with_key(definition: &TableDefinition) -> Result<BTreeMap<String, String>> {
+    let mut options = definition.options.clone();
+    let connector = options.iter().find(|(key, _)| key.eq_ignore_ascii_case("connector"));
+    let connector = connector.map(|(_, connector)| connector.trim().to_lowercase());
+    if connector.is_some_and(|connector| WITH_PRIMARY_KEY.contains(&connector.as_str())) {
+        let key = serde_json::to_string(&definition.primary_key).map_err(|e| Error::statement(e.to_string()))?;
+        options.insert(thalweg_connectors::PRIMARY_KEY.into(), key);
+    }
+    Ok(options)
 }
 
 /// The schema with the keys of its metadata columns, as connectors are told them.

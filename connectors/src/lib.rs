@@ -12,6 +12,8 @@ pub mod filesystem;
 pub mod formats;
 #[cfg(any(feature = "datagen", feature = "nexmark", feature = "ysb"))]
 mod generate;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 #[cfg(feature = "nexmark")]
 pub mod nexmark;
 mod options;
@@ -33,6 +35,11 @@ pub mod socket;
 mod upsert;
 #[cfg(feature = "ysb")]
 pub mod ysb;
+
+/// What the metadata of a declared column's field says of one that is `METADATA`: its key at the connector.
+pub const METADATA_KEY: &str = "thalweg.metadata.key";
+/// The option that tells a connector the table's primary key, as a JSON list: put there by `CREATE TABLE`, not by users.
+pub const PRIMARY_KEY: &str = "thalweg.primary-key";
 
 pub use changelog_table::ChangelogTable;
 pub use options::{Options, parse_bool, parse_bytes, parse_duration};

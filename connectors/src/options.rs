@@ -36,6 +36,12 @@ impl Options {
         self.left.remove(&key.to_lowercase())
     }
 
+    /// Takes an option that users do not give, so that no error lists it.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn take_hidden(&mut self, key: &str) -> Option<String> {
+        self.left.remove(key)
+    }
+
     /// Takes an option and reads its value.
     ///
     /// # Errors

@@ -19,6 +19,10 @@ pub fn sinks() -> Vec<Arc<dyn SinkConnector>> {
     vec![
         #[cfg(feature = "filesystem")]
         Arc::new(crate::filesystem::FileSinkConnector),
+        #[cfg(feature = "kafka")]
+        Arc::new(crate::kafka::KafkaConnector::log()),
+        #[cfg(feature = "kafka")]
+        Arc::new(crate::kafka::KafkaConnector::upsert()),
         #[cfg(feature = "print")]
         Arc::new(crate::print::PrintConnector),
         #[cfg(feature = "blackhole")]
@@ -39,6 +43,8 @@ fn known() -> String {
         "datagen",
         #[cfg(feature = "filesystem")]
         "filesystem",
+        #[cfg(feature = "kafka")]
+        "kafka",
         #[cfg(feature = "nexmark")]
         "nexmark",
         #[cfg(feature = "postgres")]
@@ -49,6 +55,8 @@ fn known() -> String {
         "redis",
         #[cfg(feature = "socket")]
         "socket",
+        #[cfg(feature = "kafka")]
+        "upsert-kafka",
         #[cfg(feature = "ysb")]
         "ysb",
         #[cfg(feature = "ysb")]
@@ -133,6 +141,10 @@ pub async fn create_table(
         "ysb" => crate::ysb::create_table(columns, options),
         #[cfg(feature = "ysb")]
         "ysb-campaigns" => crate::ysb::create_campaigns(columns, options),
+        #[cfg(feature = "kafka")]
+        "kafka" => crate::kafka::create_table(name, columns, options),
+        #[cfg(feature = "kafka")]
+        "upsert-kafka" => crate::kafka::create_upsert_table(name, columns, options),
         #[cfg(feature = "print")]
         "print" => crate::print::create_table(name, columns, options),
         #[cfg(feature = "blackhole")]
@@ -161,11 +173,12 @@ pub async fn create_table(
 /// Whether a sink takes updates and deletions beside insertions.
 pub fn takes_changelog(sink: &SinkSpec) -> bool {
     match sink.connector.as_str() {
-        "print" | "blackhole" => true,
+        "print" | "blackhole" | "upsert-kafka" => true,
         // What changes is found by its key.
         "redis" | "postgres" => sink_key(sink).is_ok_and(|key| !key.is_empty()),
         _ => {
-            let format = sink.options.get("format").map(String::as_str);
+            let format = sink.options.get("format").or_else(|| sink.options.get("value.format"));
+            let format = format.map(String::as_str);
             matches!(format, Some("debezium-json" | "canal-json"))
         }
     }
@@ -200,6 +213,10 @@ pub fn split_source(plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn SplitSource
     type Resolve = fn(&RowWise) -> Option<Arc<dyn SplitSource>>;
     fn shared<S: SplitSource + 'static>(source: Option<S>) -> Option<Arc<dyn SplitSource>> {
         source.map(|source| Arc::new(source) as _)
+    }
+    #[cfg(feature = "kafka")]
+    if let Some(source) = crate::kafka::split_source(plan) {
+        return Some(source);
     }
     let plan = RowWise::of(plan)?;
     let sources: &[Resolve] = &[
@@ -236,6 +253,10 @@ pub fn may_be_unbounded(table: &dyn TableProvider) -> bool {
     if any.is::<crate::SinkTable>() {
         return false;
     }
+    #[cfg(feature = "kafka")]
+    if let Some(table) = any.downcast_ref::<crate::kafka::KafkaTable>() {
+        return !table.is_bounded();
+    }
     true
 }
 
@@ -251,6 +272,10 @@ pub fn sink_of(table: &dyn TableProvider) -> Result<Option<SinkSpec>> {
     #[cfg(any(feature = "print", feature = "blackhole", feature = "redis", feature = "postgres"))]
     if let Some(table) = any.downcast_ref::<crate::SinkTable>() {
         return Ok(Some(table.sink()));
+    }
+    #[cfg(feature = "kafka")]
+    if let Some(table) = any.downcast_ref::<crate::kafka::KafkaTable>() {
+        return table.sink().map(Some);
     }
     #[cfg(feature = "filesystem")]
     {

@@ -1,6 +1,7 @@
 //! Real servers for tests: found, started on loopback with a port and a folder of their own, stopped when dropped.
 //! `scripts/services_debian.sh` fetches them.
 
+pub(crate) mod kafka;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 

@@ -562,7 +562,7 @@ async fn create_table_says_what_is_wrong() {
     assert!(
         error(&[("connector", "kafak")], &[])
             .await
-            .contains("known are: blackhole, datagen, filesystem, nexmark, postgres, print, redis, socket")
+            .contains("known are: blackhole, datagen, filesystem, kafka, nexmark, postgres, print, redis, socket")
     );
     let unknown = error(
         &[("connector", "filesystem"), ("path", "x.csv"), ("csv.hedaer", "true")],

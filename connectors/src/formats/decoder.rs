@@ -17,14 +17,25 @@ use super::{BadRecord, Decode, FormatOptions, StreamFormat};
 /// So many characters of a bad record are shown.
 const SHOWN_CHARS: usize = 80;
 
+/// Records that were decoded at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodedRange {
+    /// Their numbers.
+    pub numbers: Vec<u64>,
+    /// How many rows they gave: one each, unless the format is a changelog or has comments.
+    pub rows: usize,
+}
+
 /// Records of one source (a file, a connection, a partition of a topic) to rows.
 pub struct Decoder {
     decode: Box<dyn Decode>,
     schema: SchemaRef,
-    format: StreamFormat,
+    format: &'static str,
     skips: bool,
     dead_letter: Option<DeadLetter>,
     source: String,
+    /// What the number of a record is.
+    numbers: &'static str,
     records: u64,
     bad_records: u64,
 }
@@ -42,16 +53,36 @@ impl Decoder {
             StreamFormat::DebeziumJson => Box::new(Debezium::new(columns, options.schema_include)),
             StreamFormat::CanalJson => Box::new(Canal::new(columns)),
         };
-        Ok(Self {
+        let schema = options.format.schema(columns);
+        Ok(Self::of(decode, schema, options.format.name(), options, source))
+    }
+
+    /// Around `decode`, which reads the format called `format` into rows of `schema`; of `options` what they say about bad
+    /// records.
+    pub fn of(
+        decode: Box<dyn Decode>,
+        schema: SchemaRef,
+        format: &'static str,
+        options: &FormatOptions,
+        source: impl Into<String>,
+    ) -> Self {
+        Self {
             decode,
-            schema: options.format.schema(columns),
-            format: options.format,
+            schema,
+            format,
             skips: options.ignore_parse_errors || options.dead_letter.is_some(),
             dead_letter: options.dead_letter.as_deref().map(DeadLetter::new),
             source: source.into(),
+            numbers: "record",
             records: 0,
             bad_records: 0,
-        })
+        }
+    }
+
+    /// The same, of a source whose records have numbers of their own, called `numbers`; see [`Self::decode_numbered`].
+    pub fn numbered_by(mut self, numbers: &'static str) -> Self {
+        self.numbers = numbers;
+        self
     }
 
     /// The schema of the rows: the columns, and the row kind when the format is a changelog.
@@ -78,6 +109,15 @@ impl Decoder {
         self.records += records.len() as u64;
         // With the number of each, from 1.
         let numbered: Vec<(u64, &[u8])> = (first + 1..).zip(records.iter().copied()).collect();
+        Ok(self.decode_numbered(numbered)?.0)
+    }
+
+    /// As [`Self::decode`], of records with their numbers, which errors name. Beside the rows, of each batch that was decoded at
+    /// once, in their order: the numbers of its records and how many rows they gave.
+    ///
+    /// # Errors
+    /// As for [`Self::decode`].
+    pub fn decode_numbered(&mut self, numbered: Vec<(u64, &[u8])>) -> Result<(Batch, Vec<DecodedRange>)> {
         let kept: Vec<(u64, &[u8])> = match self.decode.skips_blank() {
             true => numbered
                 .into_iter()
@@ -86,27 +126,36 @@ impl Decoder {
             false => numbered,
         };
         let mut batches = Vec::new();
+        let mut ranges = Vec::new();
         let (numbers, texts): (Vec<u64>, Vec<&[u8]>) = kept.into_iter().unzip();
-        let decoded = self.decode_range(&numbers, &texts, &mut batches);
+        let mut found = |numbers: &[u64], batch: Batch| {
+            ranges.push(DecodedRange {
+                numbers: numbers.to_vec(),
+                rows: batch.num_rows(),
+            });
+            if batch.num_rows() > 0 {
+                batches.push(batch);
+            }
+        };
+        let decoded = self.decode_range(&numbers, &texts, &mut found);
         if let Some(dead_letter) = &mut self.dead_letter {
             dead_letter.flush()?;
         }
         decoded?;
-        Ok(match batches.len() {
+        let batch = match batches.len() {
             1 => batches.swap_remove(0),
             _ => concat_batches(&self.schema, &batches)?,
-        })
+        };
+        Ok((batch, ranges))
     }
 
-    fn decode_range(&mut self, numbers: &[u64], texts: &[&[u8]], batches: &mut Vec<Batch>) -> Result<()> {
+    fn decode_range(&mut self, numbers: &[u64], texts: &[&[u8]], found: &mut dyn FnMut(&[u64], Batch)) -> Result<()> {
         if texts.is_empty() {
             return Ok(());
         }
         let bad = match self.decode.decode(texts) {
             Ok(batch) => {
-                if batch.num_rows() > 0 {
-                    batches.push(batch);
-                }
+                found(numbers, batch);
                 return Ok(());
             }
             Err(bad) => bad,
@@ -120,21 +169,21 @@ impl Decoder {
             None => [texts.len() / 2; 2],
         };
         for range in [0..cuts[0], cuts[0]..cuts[1], cuts[1]..texts.len()] {
-            self.decode_range(&numbers[range.clone()], &texts[range], batches)?;
+            self.decode_range(&numbers[range.clone()], &texts[range], found)?;
         }
         Ok(())
     }
 
     fn set_aside(&mut self, number: u64, record: &[u8], bad: &BadRecord) -> Result<()> {
-        let place = format!("{}, record {number}", self.source);
+        let place = format!("{}, {} {number}", self.source, self.numbers);
         if !self.skips {
             return Err(EngineError::BadInput(format!(
                 "{place} cannot be read as {}: {}: {}; set '{}.ignore-parse-errors' = 'true' to skip such records, or \
                  'dead-letter.path' to keep them",
-                self.format.name(),
+                self.format,
                 bad.why,
                 shown(record),
-                self.format.name()
+                self.format
             )));
         }
         self.bad_records += 1;

@@ -16,10 +16,10 @@ mod text;
 
 use thalweg_engine::Batch;
 
-pub use decoder::Decoder;
+pub use decoder::{DecodedRange, Decoder};
 pub use encode::{Encode, encoder};
 pub use lines::Lines;
-pub use options::{FormatOptions, StreamFormat, changelog_schema};
+pub use options::{CsvOptions, FormatOptions, StreamFormat, changelog_schema};
 
 /// Why records could not be decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,14 +31,16 @@ pub struct BadRecord {
 }
 
 impl BadRecord {
-    fn at(record: usize, why: impl Into<String>) -> Self {
+    /// It was this one.
+    pub(crate) fn at(record: usize, why: impl Into<String>) -> Self {
         Self {
             record: Some(record),
             why: why.into(),
         }
     }
 
-    fn somewhere(why: impl std::fmt::Display) -> Self {
+    /// It was one of them.
+    pub(crate) fn somewhere(why: impl std::fmt::Display) -> Self {
         Self {
             record: None,
             why: why.to_string(),
