@@ -95,6 +95,7 @@ impl Session {
             checkpointing: None,
             wal_directory: None,
             keep: None,
+            notices: self.inner.notices.read().clone(),
             restart: RestartStrategy::None,
         }
     }

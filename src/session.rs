@@ -57,8 +57,13 @@ pub(crate) struct Inner {
     /// Where DataFusion's operators spill.
     _foreign_spill: SpillDirectory,
     // Last: everything above may still use it while it is dropped.
+    /// Who is told what users should know of jobs that go on.
+    pub(crate) notices: RwLock<Option<Arc<Notices>>>,
     pub(crate) io: tokio::runtime::Runtime,
 }
+
+/// Takes one line of text.
+pub(crate) type Notices = dyn Fn(&str) + Send + Sync;
 
 /// An embedded engine: a catalog, a memory budget and the means to run queries. Clones are the same session. The
 /// methods block; from asynchronous code, call them on a thread of your own.
@@ -130,9 +135,16 @@ impl Session {
                 memory,
                 clock,
                 _foreign_spill: foreign_spill,
+                notices: RwLock::new(None),
                 io,
             }),
         })
+    }
+
+    /// Hands `take` what users should know of jobs that go on, a line each: that one has failed and starts again, or goes on from
+    /// a checkpoint.
+    pub fn on_notice(&self, take: impl Fn(&str) + Send + Sync + 'static) {
+        *self.inner.notices.write() = Some(Arc::new(take));
     }
 
     /// Splits a script into statements; quotes and comments are respected.

@@ -17,7 +17,7 @@ mod state;
 mod stopwatch;
 mod table;
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -110,7 +110,12 @@ fn session(resources: &Resources) -> Result<Rc<Session>> {
     if let Some(bytes) = resources.memory {
         config.memory_bytes = bytes;
     }
-    Ok(Rc::new(Session::new(config)?))
+    let session = Session::new(config)?;
+    session.on_notice(|text| {
+        // Nobody may read it.
+        let _ = writeln!(io::stderr(), "note: {text}");
+    });
+    Ok(Rc::new(session))
 }
 
 fn refuse_jobmanager(address: Option<&str>) -> Result<()> {

@@ -69,7 +69,8 @@ pub fn operator_ids(graph: &JobGraph) -> Vec<Vec<Option<String>>> {
             let id = match graph.vertices[vertex].uid(place) {
                 Some(uid) => uid.to_string(),
                 None => {
-                    let text = format!("{} <- {}", operator.role(), above.join(", "));
+                    let leading: Vec<String> = above.iter().map(|(input, id)| format!("{input}: {id}")).collect();
+                    let text = format!("{} <- {}", operator.role(), leading.join(", "));
                     let hash = format!("{:016x}", xxh3_64(text.as_bytes()));
                     let mut id = hash.clone();
                     let mut number = 2;
@@ -81,10 +82,11 @@ pub fn operator_ids(graph: &JobGraph) -> Vec<Vec<Option<String>>> {
                 }
             };
             taken.push(id.clone());
-            above = vec![id.clone()];
+            // As over an edge: whether two operators are chained depends on the parallelism.
+            above = vec![(0, id.clone())];
             ids[vertex][place] = Some(id);
         }
-        leading[vertex] = above;
+        leading[vertex] = above.into_iter().map(|(_, id)| id).collect();
     }
     ids
 }
@@ -119,17 +121,18 @@ fn operators_of(graph: &JobGraph, vertex: VertexId) -> Option<String> {
 }
 
 /// The ids that lead to the inputs of a vertex, by input.
-fn inputs(graph: &JobGraph, vertex: VertexId, leading: &[Vec<String>]) -> Vec<String> {
+fn inputs(graph: &JobGraph, vertex: VertexId, leading: &[Vec<String>]) -> Vec<(usize, String)> {
     let mut edges: Vec<(usize, String)> = graph
         .inputs_of(vertex)
         .flat_map(|edge| {
             let side = edge.side_output.map_or(String::new(), |tag| format!(" side {tag}"));
-            let of = move |id: &String| (edge.input, format!("{}: {id}{side}", edge.input));
-            leading[edge.from].iter().map(of).collect::<Vec<_>>()
+            leading[edge.from]
+                .iter()
+                .map(move |id| (edge.input, format!("{id}{side}")))
         })
         .collect();
     edges.sort();
-    edges.into_iter().map(|(_, text)| text).collect()
+    edges
 }
 
 #[cfg(test)]

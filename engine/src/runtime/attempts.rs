@@ -20,6 +20,13 @@ use crate::runtime::restart::Restarts;
 
 /// Runs a job until it ends for good.
 pub(super) fn run_attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
+    let outcome = attempts(plan, first);
+    // Whoever waits for the result must see that nothing more comes, also where not all of it came.
+    plan.cancel.cancel();
+    outcome
+}
+
+fn attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
     let clock = Arc::clone(&plan.environment.clock);
     let mut restarts = Restarts::new(plan.environment.restart.clone());
     // Rows that a client has pulled cannot be taken back.
@@ -37,6 +44,8 @@ pub(super) fn run_attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
         };
         let Some(delay) = delay else { return Err(error) };
         tracing::warn!(job = %deployment.shared.id, %error, ?delay, "the job failed and starts again");
+        plan.environment
+            .notice(&format!("the job failed and starts again in {delay:?}: {error}"));
         plan.metrics.checkpoints.lock().restarts += 1;
         if wait(plan, delay).is_err() {
             return Err(error);
@@ -49,7 +58,7 @@ pub(super) fn run_attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
 
 /// Whether trying again would fail in the same way.
 fn is_of_the_program(error: &EngineError) -> bool {
-    matches!(error, EngineError::Cancelled)
+    matches!(error.root(), EngineError::Cancelled | EngineError::Plan(_))
 }
 
 fn wait(plan: &JobPlan, delay: Duration) -> Result<()> {
@@ -209,6 +218,10 @@ fn start(
             Err(error) if !is_damage(&error) || candidates.is_empty() => return Err(error.or_all(&passed)),
             Err(error) => {
                 check_going_back(&error.to_string(), sinks, config.store.url())?;
+                plan.environment.notice(&format!(
+                    "checkpoint {} cannot be restored, an older one is tried: {error}",
+                    origin.manifest.checkpoint
+                ));
                 tracing::warn!(checkpoint = origin.manifest.checkpoint, %error, "a checkpoint cannot be restored, an older one is tried");
                 passed.push(error.to_string());
                 drop(subtasks);
@@ -216,7 +229,8 @@ fn start(
         }
     };
     let mut stats = plan.metrics.checkpoints.lock();
-    stats.restored = origin.as_ref().map(|origin| origin.manifest.checkpoint);
+    let restored = origin.as_ref().map(|origin| origin.manifest.checkpoint);
+    stats.restored = restored;
     stats.restore_ms = u64::try_from(clock.monotonic().saturating_sub(began).as_millis()).unwrap_or(u64::MAX);
     drop(stats);
     let Some(wiring) = &deployment.checkpoints else {
@@ -234,6 +248,10 @@ fn start(
         stats: Arc::clone(&plan.metrics.checkpoints),
     };
     fault::point("after-restore")?;
+    if let Some(checkpoint) = restored {
+        plan.environment
+            .notice(&format!("job '{}' goes on from checkpoint {checkpoint}", config.job));
+    }
     let running = start_driver(plan, &graph, parts, heard, reports)?;
     Ok((subtasks, running))
 }

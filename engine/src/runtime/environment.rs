@@ -64,6 +64,8 @@ pub struct Environment {
     pub checkpointing: Option<Checkpointing>,
     /// Whether and when a failed job starts again.
     pub restart: RestartStrategy,
+    /// Is told what users should know of a job that goes on: that it has failed and starts again, where it goes on from.
+    pub notices: Option<Arc<dyn Fn(&str) + Send + Sync>>,
     /// Lives as long as the job: what must not be let go of before it has ended.
     pub keep: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -76,6 +78,13 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 const INPUTS_IN_BUDGET: usize = 32;
 
 impl Environment {
+    /// Tells users something.
+    pub(crate) fn notice(&self, text: &str) {
+        if let Some(notices) = &self.notices {
+            notices(text);
+        }
+    }
+
     /// Bytes that a batch should not pass by much.
     pub fn batch_bytes(&self) -> usize {
         (self.memory.limit_bytes() / BATCHES_IN_BUDGET).clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX)

@@ -311,8 +311,14 @@ impl Iterator for JobHandle {
                 Ok(GateEvent::End(_)) => return self.join().map(Err),
                 Ok(_) => {}
                 Err(error) => {
+                    // A job that was stopped with a savepoint ends well without a last row.
+                    let was_cancelled = self.cancel.is_cancelled();
                     self.cancel.cancel();
-                    return Some(Err(self.join().unwrap_or(error)));
+                    return match self.join() {
+                        Some(cause) => Some(Err(cause)),
+                        None if was_cancelled => None,
+                        None => Some(Err(error)),
+                    };
                 }
             }
         }

@@ -65,6 +65,7 @@ fn process() -> Process {
         checkpointing: None,
         wal_directory: None,
         keep: None,
+        notices: None,
         restart: RestartStrategy::None,
         diagnosis: None,
         spill_parent: spill.path().to_path_buf(),
