@@ -60,7 +60,7 @@ pub fn operator_ids(graph: &JobGraph) -> Vec<Vec<Option<String>>> {
     // What leads to the end of a vertex: the last operator with state, or what leads to its inputs.
     let mut leading: Vec<Vec<String>> = vec![Vec::new(); graph.vertices.len()];
     let mut taken: Vec<String> = Vec::new();
-    for vertex in graph.topological_order().unwrap_or_default() {
+    for vertex in in_order(graph) {
         let mut above = inputs(graph, vertex, &leading);
         for (place, operator) in graph.vertices[vertex].chain.iter().enumerate() {
             if !operator.keeps_state() {
@@ -118,6 +118,15 @@ fn operators_of(graph: &JobGraph, vertex: VertexId) -> Option<String> {
         .iter()
         .filter(|operator| operator.keeps_state());
     Some(names.map(OperatorSpec::role).collect::<Vec<_>>().join(" -> "))
+}
+
+/// The vertices, producers first, as far as possible in the order in which they were made: of operators that look the same it tells
+/// which is which, and does not depend on what is chained to what.
+fn in_order(graph: &JobGraph) -> Vec<VertexId> {
+    if graph.edges.iter().all(|edge| edge.from < edge.to) {
+        return (0..graph.vertices.len()).collect();
+    }
+    graph.topological_order().unwrap_or_default()
 }
 
 /// The ids that lead to the inputs of a vertex, by input.

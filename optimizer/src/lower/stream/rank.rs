@@ -246,9 +246,14 @@ impl Lowering<'_> {
         let mut flow = input.clone();
         flow.keys = partition_key(&partition, &places).into_iter().collect();
         flow.window = window;
-        flow.stream = self.ship(input.stream, partition.clone(), operator, output);
-        if !partition.is_empty() {
-            flow.stream.hashed = vec![partition];
+        // The operator's state belongs to the key groups of what it knows partitions by, which is all but the window's end.
+        let shipped = match self.options.streaming.checkpointed {
+            true => rest,
+            false => partition.clone(),
+        };
+        flow.stream = self.ship(input.stream, shipped.clone(), operator, output);
+        if !shipped.is_empty() {
+            flow.stream.hashed = vec![shipped];
         }
         Ok(flow)
     }
