@@ -60,6 +60,16 @@ impl LatencyHistogram {
         Some(upper_bound(at).min(self.max_ns))
     }
 
+    /// What has been counted since `earlier`, an earlier form of this histogram. The greatest is that of all.
+    pub fn since(&self, earlier: &LatencyHistogram) -> LatencyHistogram {
+        let counts = self.counts.iter().zip(&earlier.counts);
+        LatencyHistogram {
+            counts: counts.map(|(now, then)| now.saturating_sub(*then)).collect(),
+            total: self.total.saturating_sub(earlier.total),
+            max_ns: self.max_ns,
+        }
+    }
+
     /// Adds the counts of another.
     pub fn merge(&mut self, other: &LatencyHistogram) {
         for (count, more) in self.counts.iter_mut().zip(&other.counts) {
@@ -130,6 +140,11 @@ mod tests {
         twice.merge(&histogram);
         assert_eq!(twice.count(), 200_000);
         assert_eq!(twice.quantile_ns(0.5), histogram.quantile_ns(0.5));
+        let second = twice.since(&histogram);
+        assert_eq!(
+            (second.count(), second.quantile_ns(0.9)),
+            (100_000, histogram.quantile_ns(0.9))
+        );
     }
 
     #[test]
