@@ -20,29 +20,54 @@ use crate::runtime::restart::Restarts;
 
 /// Runs a job until it ends for good.
 pub(super) fn run_attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
-    let outcome = attempts(plan, first);
-    // Whoever waits for the result must see that nothing more comes, also where not all of it came.
-    plan.cancel.cancel();
-    outcome
+    match attempts(plan, first) {
+        Ok(End::Finished) => Ok(()),
+        // Whoever waits for the result must see that nothing more comes, as not all of it came.
+        Ok(End::Stopped) => {
+            plan.cancel.cancel();
+            Ok(())
+        }
+        Err(error) => {
+            plan.cancel.cancel();
+            Err(error)
+        }
+    }
 }
 
-fn attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
+/// How a job ends well.
+enum End {
+    /// All input has been read.
+    Finished,
+    /// With a savepoint.
+    Stopped,
+}
+
+fn attempts(plan: &JobPlan, first: Deployment) -> Result<End> {
     let clock = Arc::clone(&plan.environment.clock);
     let mut restarts = Restarts::new(plan.environment.restart.clone());
-    // Rows that a client has pulled cannot be taken back.
     let can_restart = can_start_again(&plan.execution.graph);
     let mut deployment = first;
     loop {
         let began = clock.monotonic();
         let outcome = attempt(plan, &mut deployment);
         plan.control.connect(None);
-        let Err(error) = outcome else { return Ok(()) };
-        let is_final = plan.cancel.is_cancelled() || !can_restart || is_of_the_program(&error);
+        let error = match outcome {
+            Ok(end) => return Ok(end),
+            Err(error) => error,
+        };
+        // What was refused before anything ran would be refused again; rows that a client has pulled cannot be taken back.
+        let is_refused = !deployment.has_run && matches!(error.root(), EngineError::Plan(_));
+        let is_cancelled = plan.cancel.is_cancelled() || matches!(error.root(), EngineError::Cancelled);
+        let keeps_stages = deployment.keeps_stages();
+        let is_final = is_cancelled || is_refused || !(can_restart || keeps_stages);
         let delay = match is_final {
             true => None,
             false => restarts.after_failure(began, clock.monotonic()),
         };
-        let Some(delay) = delay else { return Err(error) };
+        let Some(delay) = delay else {
+            deployment.give_up();
+            return Err(error);
+        };
         tracing::warn!(job = %deployment.shared.id, %error, ?delay, "the job failed and starts again");
         plan.environment
             .notice(&format!("the job failed and starts again in {delay:?}: {error}"));
@@ -50,15 +75,15 @@ fn attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
         if wait(plan, delay).is_err() {
             return Err(error);
         }
+        if keeps_stages {
+            deployment.renew(Arc::new(plan.attempt()?), plan.inlets.clone());
+            continue;
+        }
+        deployment.give_up();
         // What the failed attempt held is given back before the next takes its own.
         drop(deployment);
         deployment = Deployment::new(Arc::new(plan.attempt()?), plan.inlets.clone());
     }
-}
-
-/// Whether trying again would fail in the same way.
-fn is_of_the_program(error: &EngineError) -> bool {
-    matches!(error.root(), EngineError::Cancelled | EngineError::Plan(_))
 }
 
 fn wait(plan: &JobPlan, delay: Duration) -> Result<()> {
@@ -72,27 +97,35 @@ fn wait(plan: &JobPlan, delay: Duration) -> Result<()> {
 }
 
 /// One attempt, with checkpoints or without.
-fn attempt(plan: &JobPlan, deployment: &mut Deployment) -> Result<()> {
+fn attempt(plan: &JobPlan, deployment: &mut Deployment) -> Result<End> {
     match deployment.shared.checkpointing().cloned() {
         Some(checkpointing) => with_checkpoints(plan, deployment, checkpointing),
-        None => without_checkpoints(deployment),
+        None => without_checkpoints(deployment).map(|()| End::Finished),
     }
 }
 
+/// The stages one after another. Those that have finished stay finished when a later one fails: their output is materialized and
+/// can be read again (Flink paper, section 3.2).
 fn without_checkpoints(deployment: &mut Deployment) -> Result<()> {
     let stages = deployment.shared.execution.stages.clone();
-    for stage in &stages {
+    for stage in stages.iter().skip(deployment.finished_stages) {
         match deployment.deploy(stage) {
-            Ok(subtasks) => run_stage(&deployment.shared, stage, subtasks),
+            Ok(subtasks) => {
+                deployment.has_run = true;
+                run_stage(&deployment.shared, stage, subtasks);
+            }
             Err(error) => deployment.shared.fail(error),
         }
         if deployment.shared.cancel.is_cancelled() {
             break;
         }
+        deployment.finished_stages += 1;
     }
-    deployment.finish();
-    let shared = &deployment.shared;
+    let shared = Arc::clone(&deployment.shared);
     let mut outcome = shared.outcome();
+    if outcome.is_ok() {
+        deployment.finish();
+    }
     for (_, sink) in &shared.sinks {
         match outcome {
             Ok(()) => outcome = sink.commit(),
@@ -118,7 +151,7 @@ struct Running {
     driver: JoinHandle<Ending>,
 }
 
-fn with_checkpoints(plan: &JobPlan, deployment: &mut Deployment, config: Checkpointing) -> Result<()> {
+fn with_checkpoints(plan: &JobPlan, deployment: &mut Deployment, config: Checkpointing) -> Result<End> {
     let shared = Arc::clone(&deployment.shared);
     let store = config.store.clone();
     let [stage] = &shared.execution.stages[..] else {
@@ -137,6 +170,7 @@ fn with_checkpoints(plan: &JobPlan, deployment: &mut Deployment, config: Checkpo
             return Err(error);
         }
     };
+    deployment.has_run = true;
     run_stage(&shared, &stage, subtasks);
     let failed = shared.cancel.is_cancelled();
     if failed {
@@ -156,9 +190,9 @@ fn with_checkpoints(plan: &JobPlan, deployment: &mut Deployment, config: Checkpo
             if !config.options.keep_at_end {
                 store.remove_all()?;
             }
-            Ok(())
+            Ok(End::Finished)
         }
-        Ending::Stopped => Ok(()),
+        Ending::Stopped => Ok(End::Stopped),
         Ending::Failed(error) => match outcome {
             Err(first) if !matches!(first, EngineError::Cancelled) => Err(first),
             _ => Err(error),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+use thalweg_memory::SpillDirectory;
 
 use crate::data::{EngineError, Result};
 use crate::exchange::{
@@ -49,6 +50,12 @@ pub(super) struct Deployment {
     pub(super) shared: Arc<JobShared>,
     /// The way to the thread that takes the checkpoints.
     pub(super) checkpoints: Option<CheckpointWiring>,
+    /// How many stages have finished.
+    pub(super) finished_stages: usize,
+    /// Whether a subtask has been started.
+    pub(super) has_run: bool,
+    /// Where the output of finished stages lies, of attempts before this one.
+    kept: Vec<Arc<SpillDirectory>>,
     /// The client's end of the result.
     results: Vec<Inlet>,
     /// The output of the blocking edges.
@@ -116,6 +123,9 @@ impl Deployment {
         Self {
             shared,
             checkpoints: None,
+            finished_stages: 0,
+            has_run: false,
+            kept: Vec::new(),
             results,
             materialized: HashMap::new(),
             shared_runs: HashMap::new(),
@@ -150,6 +160,36 @@ impl Deployment {
             }
         }
         Ok(deployed)
+    }
+
+    /// Whether the attempt can go on after the stages that have finished: they wrote to no sink, and nobody has pulled rows of the
+    /// stage that failed.
+    pub(super) fn keeps_stages(&self) -> bool {
+        let graph = &self.shared.execution.graph;
+        let stages = &self.shared.execution.stages;
+        let has = |stage: &Stage, is: fn(&OperatorSpec) -> bool| {
+            let operators = stage.vertices.iter().flat_map(|vertex| &graph.vertices[*vertex].chain);
+            operators.into_iter().any(is)
+        };
+        let writes = |stage: &Stage| has(stage, |operator| matches!(operator, OperatorSpec::Sink(_)));
+        let shows = |stage: &Stage| has(stage, |operator| matches!(operator, OperatorSpec::Collect(_)));
+        (1..stages.len()).contains(&self.finished_stages)
+            && !stages[..self.finished_stages].iter().any(writes)
+            && !shows(&stages[self.finished_stages])
+    }
+
+    /// Goes on with another attempt after the stages that have finished.
+    pub(super) fn renew(&mut self, shared: Arc<JobShared>, results: Vec<Inlet>) {
+        self.kept.push(Arc::clone(&self.shared.spill));
+        self.shared = shared;
+        self.results = results;
+        self.shared_runs.clear();
+    }
+
+    /// There is no other attempt.
+    pub(super) fn give_up(&mut self) {
+        self.finish();
+        self.kept.clear();
     }
 
     /// Drops what the stages left and notes what they spilled.

@@ -1,3 +1,4 @@
+mod restarts;
 mod sources;
 
 use std::collections::HashMap;
