@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::checkpoint::fault;
 use crate::data::{EngineError, Result};
 use crate::operator::PreparedSink;
-use crate::plan::{JobGraph, operator_ids};
+use crate::plan::{JobGraph, OperatorSpec, operator_ids};
 use crate::runtime::checkpointing::{Checkpointing, Driver, DriverParts, Ending, Report, Targets, end};
 use crate::runtime::deployment::Deployment;
 use crate::runtime::execution_graph::Stage;
@@ -56,7 +56,7 @@ fn attempts(plan: &JobPlan, first: Deployment) -> Result<End> {
             Err(error) => error,
         };
         // What was refused before anything ran would be refused again; rows that a client has pulled cannot be taken back.
-        let is_refused = !deployment.has_run && matches!(error.root(), EngineError::Plan(_));
+        let is_refused = !deployment.has_run && matches!(error.root(), EngineError::Plan(_) | EngineError::BadInput(_));
         let is_cancelled = plan.cancel.is_cancelled() || matches!(error.root(), EngineError::Cancelled);
         let keeps_stages = deployment.keeps_stages();
         let is_final = is_cancelled || is_refused || !(can_restart || keeps_stages);
@@ -137,8 +137,13 @@ fn without_checkpoints(deployment: &mut Deployment) -> Result<()> {
 
 /// The sinks of an attempt by the ids of their operators.
 fn sinks_by_id(shared: &JobShared) -> BTreeMap<String, Arc<dyn PreparedSink>> {
-    let ids = operator_ids(&shared.execution.graph);
-    let of_vertex = |vertex: usize| ids[vertex].last().cloned().flatten();
+    let graph = &shared.execution.graph;
+    let ids = operator_ids(graph);
+    let is_sink = |operator: &OperatorSpec| matches!(operator, OperatorSpec::Sink(_));
+    let of_vertex = |vertex: usize| {
+        let place = graph.vertices[vertex].chain.iter().position(is_sink)?;
+        ids[vertex][place].clone()
+    };
     let sinks = shared.sinks.iter();
     sinks
         .filter_map(|(vertex, sink)| Some((of_vertex(*vertex)?, Arc::clone(sink))))

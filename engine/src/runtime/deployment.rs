@@ -377,7 +377,11 @@ impl Deployment {
         }
         let outputs = self.outputs(id, vertex, subtask, transport)?;
         let active = Arc::new(AtomicUsize::new(0));
-        let sink = matches!(vertex.chain.last(), Some(OperatorSpec::Sink(_))).then_some(id);
+        let sink = vertex
+            .chain
+            .iter()
+            .any(|operator| matches!(operator, OperatorSpec::Sink(_)))
+            .then_some(id);
         let latencies = Arc::clone(&self.shared.metrics.latencies);
         let chain = Chain::new(links, outputs, Arc::clone(&active), sink, latencies);
         let thread_name = format!("tw-{id}-{subtask}");

@@ -53,7 +53,7 @@ impl CheckpointWiring {
     ) -> Self {
         let sources = source_tasks(graph).map(|task| (task, Arc::new(SourceControl::default())));
         Self {
-            operators: operator_ids(graph),
+            operators: link_ids(graph),
             vertices: vertex_ids(graph),
             in_flight: (0..graph.vertices.len())
                 .map(|vertex| in_flight(graph, vertex))
@@ -81,6 +81,19 @@ impl CheckpointWiring {
             overtaking: None,
         }
     }
+}
+
+/// The ids of the operators of each chain as subtasks have them: a collector is none of them, it is a way out.
+fn link_ids(graph: &JobGraph) -> Vec<Vec<Option<String>>> {
+    let ids = operator_ids(graph).into_iter().zip(&graph.vertices);
+    ids.map(|(ids, vertex)| {
+        let links = ids.into_iter().zip(&vertex.chain);
+        links
+            .filter(|(_, operator)| !matches!(operator, OperatorSpec::Collect(_)))
+            .map(|(id, _)| id)
+            .collect()
+    })
+    .collect()
 }
 
 fn source_tasks(graph: &JobGraph) -> impl Iterator<Item = Task> {
@@ -181,14 +194,19 @@ pub(super) fn origins(
         check_going_back(complaint, sinks, store.url())?;
     }
     if let StartFrom::State(state) = &checkpointing.start {
-        // What the job itself has done since it started from there counts more.
-        origins.push(Origin {
+        // What the job itself has done since it started from there counts more; what it did before counts less.
+        let later = |origin: &Origin| {
+            origin.manifest.checkpoint > state.manifest.checkpoint || state.manifest.job != checkpointing.job
+        };
+        let at = origins.iter().take_while(|origin| later(origin)).count();
+        let origin = Origin {
             manifest: state.manifest.clone(),
             store: state.store.clone(),
             is_own: false,
             allow_dropped: state.allow_dropped,
             evolution: state.evolution.clone(),
-        });
+        };
+        origins.insert(at, origin);
     }
     Ok(origins)
 }

@@ -86,6 +86,7 @@ impl Restored {
                 )));
             }
             evolve(&run.schema, &spec.schema, &self.evolution, (&self.operator, &spec.name))?;
+            self.check_key(&run.schema, spec)?;
         }
         let keys = match runs.len() > 1 && spec.unique > 0 {
             true => {
@@ -107,6 +108,24 @@ impl Restored {
             keys,
             seen: HashSet::new(),
         })
+    }
+
+    /// A key that the stored rows do not have cannot be made up: all of them would be one.
+    fn check_key(&self, stored: &SchemaRef, spec: &TableSpec) -> Result<()> {
+        let name_now = |name: &String| self.evolution.renamed.get(name).unwrap_or(name).clone();
+        let known: Vec<String> = stored.fields().iter().map(|field| name_now(field.name())).collect();
+        let key = spec.schema.fields().iter().take(spec.unique);
+        match key.into_iter().find(|field| !known.contains(field.name())) {
+            None => Ok(()),
+            Some(field) => Err(EngineError::Plan(format!(
+                "the state of operator '{}' does not fit: table '{}' of checkpoint {} has no key column '{}'; if it was renamed, \
+                 SET 'execution.state-recovery.renamed-columns' = 'old:new', else start without that state",
+                self.operator,
+                spec.name,
+                self.checkpoint,
+                field.name()
+            ))),
+        }
     }
 
     /// Tables that nobody has taken: state that the operator no longer declares.

@@ -366,9 +366,17 @@ impl Driver {
             is_full: parts.since.is_none(),
         });
         drop(stats);
-        if savepoint.is_none() {
-            self.last = Some(manifest);
-        }
+        self.last = Some(match savepoint {
+            None => manifest,
+            // What is published with it must not be written again: the job itself goes on from there, too.
+            Some(_) => {
+                let folder = super::folder(checkpoint);
+                let mut own = store.copy_into(&manifest, &self.config.store, &folder)?;
+                own.kind = CheckpointKind::Checkpoint;
+                self.config.store.commit(&folder, &own)?;
+                own
+            }
+        });
         Ok(())
     }
 
@@ -418,7 +426,6 @@ impl Driver {
         if let Some(request) = savepoint.and_then(|request| self.savepoints.remove(&request)) {
             let path = self.open_savepoint(&request, checkpoint)?.url().to_string();
             let _ = request.reply.send(Ok(path));
-            return Ok(());
         }
         let kept = self.config.options.retained.max(1);
         let complete = self.config.store.list()?;
