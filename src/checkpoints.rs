@@ -112,7 +112,7 @@ impl Session {
             return Ok(StartFrom::Latest);
         };
         let (store, manifest) = self.open_checkpoint(path)?;
-        Ok(StartFrom::State(StartState {
+        Ok(StartFrom::State(Box::new(StartState {
             path: path.clone(),
             store,
             manifest,
@@ -120,7 +120,7 @@ impl Session {
             evolution: Evolution {
                 renamed: config.renamed.clone(),
             },
-        }))
+        })))
     }
 
     /// The checkpoint or savepoint at a path or URL: a folder of one, or of a job, whose newest is taken.
@@ -240,6 +240,10 @@ fn name_of(graph: &JobGraph) -> String {
 }
 
 /// Answers requests on a thread of its own, until the job has ended.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "another process writes the requests, and nothing tells of it"
+)]
 fn answer_requests(
     alive: Weak<JobLock>,
     requests: PathBuf,
@@ -342,6 +346,10 @@ pub fn jobs_in(directory: &Path) -> std::io::Result<Vec<(String, bool)>> {
 ///
 /// # Errors
 /// When no such job runs below the folder, or it cannot do what is asked.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "another process writes the answer, and nothing tells of it"
+)]
 pub fn ask_job(directory: &Path, job: &str, action: &str, target: Option<&str>) -> Result<Option<String>> {
     let running = jobs_in(directory).map_err(|source| EngineError::Io {
         path: directory.display().to_string(),

@@ -58,12 +58,9 @@ pub(crate) struct Inner {
     _foreign_spill: SpillDirectory,
     // Last: everything above may still use it while it is dropped.
     /// Who is told what users should know of jobs that go on.
-    pub(crate) notices: RwLock<Option<Arc<Notices>>>,
+    pub(crate) notices: RwLock<Option<Arc<thalweg_engine::runtime::Notices>>>,
     pub(crate) io: tokio::runtime::Runtime,
 }
-
-/// Takes one line of text.
-pub(crate) type Notices = dyn Fn(&str) + Send + Sync;
 
 /// An embedded engine: a catalog, a memory budget and the means to run queries. Clones are the same session. The
 /// methods block; from asynchronous code, call them on a thread of your own.

@@ -11,6 +11,9 @@ use std::time::Duration;
 use super::Port;
 use crate::data::{Alignment, Barrier, Batch};
 
+/// Rows under way, each with its input.
+pub(super) type InFlight = Vec<(Port, Batch)>;
+
 /// A barrier that some channels have delivered and others have not.
 pub(super) struct Aligning {
     pub(super) barrier: Barrier,
@@ -19,7 +22,7 @@ pub(super) struct Aligning {
     /// When the first did, by the monotonic clock.
     started: Duration,
     /// The rows that it has overtaken, once it overtakes.
-    in_flight: Option<Vec<(Port, Batch)>>,
+    in_flight: Option<InFlight>,
     /// Whether the subtask has been told that it overtakes: only then is it known what it has overtaken.
     announced: bool,
 }
@@ -66,10 +69,7 @@ impl Alignments {
     }
 
     /// The oldest barrier, when all channels that are open have delivered it; it is taken.
-    pub(super) fn complete(
-        &mut self,
-        is_open: impl Fn(usize) -> bool,
-    ) -> Option<(Barrier, Option<Vec<(Port, Batch)>>)> {
+    pub(super) fn complete(&mut self, is_open: impl Fn(usize) -> bool) -> Option<(Barrier, Option<InFlight>)> {
         let oldest = self.under_way.front()?;
         if oldest.overtakes() && !oldest.announced {
             return None;

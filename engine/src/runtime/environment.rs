@@ -24,6 +24,9 @@ pub trait ScanDiagnosis: Debug + Send + Sync {
     fn explain(&self, scan: &Arc<dyn ExecutionPlan>, context: &TaskContext, cause: &DataFusionError) -> Option<String>;
 }
 
+/// Takes one line of text.
+pub type Notices = dyn Fn(&str) + Send + Sync;
+
 /// What a process lends all its jobs.
 #[derive(Clone)]
 pub struct Environment {
@@ -65,7 +68,7 @@ pub struct Environment {
     /// Whether and when a failed job starts again.
     pub restart: RestartStrategy,
     /// Is told what users should know of a job that goes on: that it has failed and starts again, where it goes on from.
-    pub notices: Option<Arc<dyn Fn(&str) + Send + Sync>>,
+    pub notices: Option<Arc<Notices>>,
     /// Lives as long as the job: what must not be let go of before it has ended.
     pub keep: Option<Arc<dyn Any + Send + Sync>>,
 }

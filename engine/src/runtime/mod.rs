@@ -20,7 +20,7 @@ mod tests;
 pub use checkpointing::{
     CheckpointStats, CheckpointSummary, Checkpointing, JobControl, OpenStore, SavepointEnding, StartFrom, StartState,
 };
-pub use environment::{Environment, ScanDiagnosis};
+pub use environment::{Environment, Notices, ScanDiagnosis};
 pub use execution_graph::{ExecutionGraph, Stage};
 pub use job::{JobHandle, submit};
 pub use latency::{LatencyHistogram, LatencyHistograms};

@@ -44,7 +44,7 @@ pub enum StartFrom {
     /// The newest complete checkpoint of the job's own, if there is one.
     Latest,
     /// A savepoint, or a checkpoint of another job.
-    State(StartState),
+    State(Box<StartState>),
 }
 
 /// A savepoint to start from.
