@@ -21,9 +21,16 @@ use crate::runtime::restart::Restarts;
 /// Runs a job until it ends for good.
 pub(super) fn run_attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
     let outcome = attempts(plan, first);
-    // Whoever waits for the result must see that nothing more comes, also where not all of it came.
-    plan.cancel.cancel();
+    if outcome.is_err() {
+        wake_reader(plan);
+    }
     outcome
+}
+
+/// Lets whoever waits for the result see that nothing more comes, although its end did not. After a good end its last rows may
+/// still wait to be read, and a cancelled job throws them away.
+fn wake_reader(plan: &JobPlan) {
+    plan.cancel.cancel();
 }
 
 fn attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
@@ -158,7 +165,10 @@ fn with_checkpoints(plan: &JobPlan, deployment: &mut Deployment, config: Checkpo
             }
             Ok(())
         }
-        Ending::Stopped => Ok(()),
+        Ending::Stopped => {
+            wake_reader(plan);
+            Ok(())
+        }
         Ending::Failed(error) => match outcome {
             Err(first) if !matches!(first, EngineError::Cancelled) => Err(first),
             _ => Err(error),

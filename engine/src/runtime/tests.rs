@@ -1,3 +1,4 @@
+mod results;
 mod sources;
 
 use std::collections::HashMap;
