@@ -2,6 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod counter;
 mod events;
 mod files;
+mod kafka;
+mod outputs;
 mod process;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../services/mod.rs"]
+mod services;
+mod topics;
