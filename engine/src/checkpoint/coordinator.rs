@@ -325,21 +325,19 @@ impl Coordinator {
 
     /// Stores what is complete, in the order of the numbers: sinks publish in that order.
     fn store(&mut self, decisions: &mut Vec<Decision>) {
-        for (checkpoint, pending) in &mut self.pending {
-            if pending.storing {
-                return;
-            }
-            if !pending.missing.is_empty() {
-                return;
-            }
-            pending.storing = true;
-            decisions.push(Decision::Store {
-                checkpoint: *checkpoint,
-                savepoint: pending.savepoint,
-                is_final: pending.is_final,
-            });
+        // Those behind the oldest wait for it.
+        let Some((checkpoint, pending)) = self.pending.iter_mut().next() else {
+            return;
+        };
+        if pending.storing || !pending.missing.is_empty() {
             return;
         }
+        pending.storing = true;
+        decisions.push(Decision::Store {
+            checkpoint: *checkpoint,
+            savepoint: pending.savepoint,
+            is_final: pending.is_final,
+        });
     }
 
     fn stored(&mut self, now: Duration, checkpoint: u64, decisions: &mut Vec<Decision>) {
