@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use arrow::array::{AsArray, RecordBatch, UInt32Array};
 use arrow::compute::{cast, concat_batches, take_record_batch};
 use arrow::datatypes::{DataType, Int64Type};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
 
 use super::outputs::seed;
@@ -216,7 +216,7 @@ fn count(events: &RecordBatch, ads: &RecordBatch) -> Counts {
 fn count_under_kills(seed: u64, kills: usize, slices: usize) {
     let Some(place) = Place::new(seed, slices) else { return };
     let mut random = StdRng::seed_from_u64(seed);
-    let pause = Duration::from_millis((kills * 1200 / slices) as u64);
+    let pause = Duration::from_millis((kills * 1000 / slices) as u64);
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let feeder = scope.spawn(|| {
@@ -228,10 +228,7 @@ fn count_under_kills(seed: u64, kills: usize, slices: usize) {
             }
         });
         for killed in 0..kills {
-            let running = place.job([2, 3, 1][killed % 3]).start(None);
-            std::thread::sleep(Duration::from_millis(random.random_range(50..2500)));
-            let log = running.log();
-            assert!(running.kill(), "it ended by itself: {log}");
+            place.job([2, 3, 1][killed % 3]).run_and_kill(&mut random);
         }
         is_over.store(true, Ordering::Relaxed);
         feeder.join().unwrap();

@@ -216,7 +216,7 @@ fn killed_at_random(
 ) {
     let Some(place) = Place::new(seed, files) else { return };
     let mut random = StdRng::seed_from_u64(seed);
-    let pause = Duration::from_millis((kills * 1200 / files) as u64);
+    let pause = Duration::from_millis((kills * 1000 / files) as u64);
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // Rows arrive all the time, so that every kill finds something under way.
@@ -229,11 +229,7 @@ fn killed_at_random(
             }
         });
         for killed in 0..kills {
-            let job = place.job(parallelism(killed), settings);
-            let running = job.start(None);
-            std::thread::sleep(Duration::from_millis(random.random_range(50..2500)));
-            let log = running.log();
-            assert!(running.kill(), "it ended by itself: {log}");
+            place.job(parallelism(killed), settings).run_and_kill(&mut random);
         }
         is_over.store(true, Ordering::Relaxed);
         feeder.join().unwrap();
@@ -245,7 +241,7 @@ fn killed_at_random(
 
 #[test]
 fn killed_between_topics() {
-    killed_at_random(seed(), 6, 10, |run| [2, 2, 3, 1][run % 4], &[]);
+    killed_at_random(seed(), 6, 30, |run| [2, 2, 3, 1][run % 4], &[]);
 }
 
 /// The long form: `cargo test --test recovery -- --ignored killed_often_between_topics`, with `THALWEG_SEED` for other
@@ -259,11 +255,11 @@ fn killed_often_between_topics() {
         ("execution.checkpointing.unaligned.enabled", "true"),
         ("execution.checkpointing.aligned-checkpoint-timeout", "5 ms"),
     ];
-    killed_at_random(seed(), kills / 2, kills / 2, |run| [2, 1, 3, 7, 2][run / 10 % 5], &[]);
+    killed_at_random(seed(), kills / 2, kills * 2, |run| [2, 1, 3, 7, 2][run / 10 % 5], &[]);
     killed_at_random(
         seed() + 1,
         kills - kills / 2,
-        kills / 2,
+        kills * 2,
         |run| [2, 3, 1][run / 10 % 3],
         &unaligned,
     );
