@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rand::Rng;
+use rand::rngs::StdRng;
+
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_thalweg");
 /// Longer than anything takes on a machine that is busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
@@ -20,6 +23,10 @@ pub(crate) struct Job {
 pub(crate) struct Running {
     child: Child,
     log: PathBuf,
+    /// Bytes of the log that earlier runs wrote.
+    before: usize,
+    /// Whether an earlier run left a checkpoint.
+    goes_on: bool,
 }
 
 impl Job {
@@ -40,9 +47,31 @@ impl Job {
             command.env("THALWEG_FAULT", fault);
         }
         Running {
+            before: usize::try_from(std::fs::metadata(&log).unwrap().len()).unwrap(),
+            goes_on: self.has_checkpoint(),
             child: command.spawn().unwrap(),
             log,
         }
+    }
+
+    /// Whether a checkpoint is complete.
+    fn has_checkpoint(&self) -> bool {
+        let checkpoints = std::fs::read_dir(self.checkpoints.join(&self.name));
+        let mut folders = checkpoints.into_iter().flatten().flatten().map(|entry| entry.path());
+        folders.any(|folder| folder.join("MANIFEST").exists())
+    }
+
+    /// Runs the job and kills it at an instant that `random` chooses: mostly while it works, sometimes before.
+    pub(crate) fn run_and_kill(&self, random: &mut StdRng) {
+        let mut running = self.start(None);
+        let while_it_works = random.random_bool(0.8);
+        if while_it_works {
+            running.wait_until_it_works(self);
+        }
+        let most_ms = if while_it_works { 700 } else { 1500 };
+        std::thread::sleep(Duration::from_millis(random.random_range(0..most_ms)));
+        let log = running.log();
+        assert!(running.kill(), "it ended by itself: {log}");
     }
 
     /// Runs another command of `thalweg` for this job.
@@ -78,6 +107,18 @@ impl Running {
     /// Whether it still runs.
     pub(crate) fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits until it goes on from a checkpoint, or, where there was none, until it has taken one.
+    pub(crate) fn wait_until_it_works(&mut self, job: &Job) {
+        let start = Instant::now();
+        while self.log()[self.before..].matches("goes on from checkpoint").count() == 0
+            && (self.goes_on || !job.has_checkpoint())
+        {
+            assert!(self.is_alive(), "it ended by itself: {}", self.log());
+            assert!(start.elapsed() < PATIENCE, "it does not start: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Kills it as SIGKILL does; whether it was still alive.

@@ -325,6 +325,7 @@ impl Coordinator {
 
     /// Stores what is complete, in the order of the numbers: sinks publish in that order.
     fn store(&mut self, decisions: &mut Vec<Decision>) {
+        // Those behind the oldest wait for it.
         let Some((checkpoint, pending)) = self.pending.iter_mut().next() else {
             return;
         };

@@ -1,3 +1,4 @@
+mod results;
 mod restarts;
 mod sources;
 
