@@ -335,6 +335,10 @@ impl PreparedSink for PreparedFileSink {
         self.checkpoints()?.storage.recover()
     }
 
+    fn hides_until_published(&self) -> bool {
+        self.is_exactly_once()
+    }
+
     fn is_exactly_once(&self) -> bool {
         self.job
             .checkpoints

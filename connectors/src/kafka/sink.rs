@@ -162,6 +162,10 @@ impl PreparedSink for KafkaSink {
         }
     }
 
+    fn hides_until_published(&self) -> bool {
+        self.is_transactional()
+    }
+
     fn is_exactly_once(&self) -> bool {
         // Writing a row of a key again changes nothing.
         self.is_transactional() || self.table.options.flavor == Flavor::Upsert

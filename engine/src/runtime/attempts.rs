@@ -8,7 +8,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::checkpoint::fault;
-use crate::data::{EngineError, Result};
+use crate::data::{Element, EngineError, Result};
+use crate::exchange::ChannelSender;
 use crate::operator::PreparedSink;
 use crate::plan::{JobGraph, operator_ids};
 use crate::runtime::checkpointing::{Checkpointing, Driver, DriverParts, Ending, Report, Targets, end};
@@ -21,8 +22,11 @@ use crate::runtime::restart::Restarts;
 /// Runs a job until it ends for good.
 pub(super) fn run_attempts(plan: &JobPlan, first: Deployment) -> Result<()> {
     let outcome = attempts(plan, first);
-    // Whoever waits for the result must see that nothing more comes, also where not all of it came.
-    plan.cancel.cancel();
+    // Whoever waits for the result must see that nothing more comes, also where not all of it came; but what came stays.
+    for inlet in &plan.inlets {
+        // Nobody reads any more when that fails.
+        let _ = inlet.clone().send(Element::EndOfInput);
+    }
     outcome
 }
 
@@ -158,7 +162,13 @@ fn with_checkpoints(plan: &JobPlan, deployment: &mut Deployment, config: Checkpo
             }
             Ok(())
         }
-        Ending::Stopped => Ok(()),
+        Ending::Stopped => {
+            // The savepoint has published what came after the last checkpoint: going on from that would write it again.
+            if !config.options.keep_at_end {
+                store.remove_all()?;
+            }
+            Ok(())
+        }
         Ending::Failed(error) => match outcome {
             Err(first) if !matches!(first, EngineError::Cancelled) => Err(first),
             _ => Err(error),
