@@ -17,7 +17,7 @@ use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use parking_lot::Mutex;
 use thalweg_engine::exchange::BufferTimeout;
 use thalweg_engine::plan::{OperatorSpec, PhysicalPlan, ScanSpec, StreamScanSpec, WatermarkSpec};
-use thalweg_engine::runtime::{JobHandle, submit};
+use thalweg_engine::runtime::JobHandle;
 
 use super::DataStream;
 use super::graph::{Node, Upstream, check_uids, translate};

@@ -236,7 +236,7 @@ impl Driver {
                 stops,
                 is_final,
             } => {
-                if let Err(error) = self.complete(checkpoint, savepoint) {
+                if let Err(error) = self.complete(checkpoint, savepoint, stops) {
                     self.end(Ending::Failed(error));
                 } else if is_final {
                     self.drained();
@@ -396,9 +396,14 @@ impl Driver {
     }
 
     /// The checkpoint is complete: sinks publish, sources are told, what nobody needs any more is removed.
-    fn complete(&mut self, checkpoint: u64, savepoint: Option<u64>) -> Result<()> {
+    fn complete(&mut self, checkpoint: u64, savepoint: Option<u64>, stops: bool) -> Result<()> {
         self.parts.remove(&checkpoint);
         self.targets.set(checkpoint, None);
+        if savepoint.is_some() && !stops {
+            // After a failure the job goes back to its own last checkpoint, not to a savepoint: what was published with one would
+            // be there twice. The next checkpoint publishes it.
+            return self.hand_over(checkpoint, savepoint);
+        }
         fault::point("before-commit")?;
         let mut ready: BTreeMap<String, Vec<Committable>> = BTreeMap::new();
         self.committables.retain(|(of, operator, bytes)| {
@@ -415,15 +420,22 @@ impl Driver {
             source.complete(checkpoint);
         }
         fault::point("after-notify")?;
-        if let Some(request) = savepoint.and_then(|request| self.savepoints.remove(&request)) {
-            let path = self.open_savepoint(&request, checkpoint)?.url().to_string();
-            let _ = request.reply.send(Ok(path));
-            return Ok(());
+        if savepoint.is_some() {
+            return self.hand_over(checkpoint, savepoint);
         }
         let kept = self.config.options.retained.max(1);
         let complete = self.config.store.list()?;
         let newest: Vec<u64> = complete.iter().rev().take(kept).copied().collect();
         self.config.store.retain(&newest)?;
+        Ok(())
+    }
+
+    /// Tells who asked for a savepoint where it is.
+    fn hand_over(&mut self, checkpoint: u64, savepoint: Option<u64>) -> Result<()> {
+        if let Some(request) = savepoint.and_then(|request| self.savepoints.remove(&request)) {
+            let path = self.open_savepoint(&request, checkpoint)?.url().to_string();
+            let _ = request.reply.send(Ok(path));
+        }
         Ok(())
     }
 
