@@ -11,7 +11,7 @@ use crate::checkpoint::fault;
 use crate::data::{Element, EngineError, Result};
 use crate::exchange::ChannelSender;
 use crate::operator::PreparedSink;
-use crate::plan::{JobGraph, operator_ids};
+use crate::plan::{JobGraph, OperatorSpec, operator_ids};
 use crate::runtime::checkpointing::{Checkpointing, Driver, DriverParts, Ending, Report, Targets, end};
 use crate::runtime::deployment::Deployment;
 use crate::runtime::execution_graph::Stage;
@@ -109,7 +109,12 @@ fn without_checkpoints(deployment: &mut Deployment) -> Result<()> {
 /// The sinks of an attempt by the ids of their operators.
 fn sinks_by_id(shared: &JobShared) -> BTreeMap<String, Arc<dyn PreparedSink>> {
     let ids = operator_ids(&shared.execution.graph);
-    let of_vertex = |vertex: usize| ids[vertex].last().cloned().flatten();
+    // What collects the counts of rows written may follow in the same vertex.
+    let is_sink = |spec: &OperatorSpec| matches!(spec, OperatorSpec::Sink(_));
+    let of_vertex = |vertex: usize| {
+        let place = shared.execution.graph.vertices[vertex].chain.iter().position(is_sink)?;
+        ids[vertex].get(place).cloned().flatten()
+    };
     let sinks = shared.sinks.iter();
     sinks
         .filter_map(|(vertex, sink)| Some((of_vertex(*vertex)?, Arc::clone(sink))))

@@ -52,6 +52,8 @@ pub(in crate::runtime) struct Driver {
     savepoints: BTreeMap<u64, SavepointRequest>,
     draining: Option<SavepointRequest>,
     next_request: u64,
+    /// Tells this attempt's savepoints from those of others: after a failure their numbers may come again.
+    began: String,
     clock: Arc<dyn Clock>,
     cancel: CancelToken,
     stats: Arc<Mutex<CheckpointStats>>,
@@ -99,6 +101,7 @@ impl Driver {
             savepoints: BTreeMap::new(),
             draining: None,
             next_request: 0,
+            began: format!("{:x}", parts.clock.now_ms()),
             clock: parts.clock,
             cancel: parts.cancel,
             stats: parts.stats,
@@ -303,7 +306,8 @@ impl Driver {
 
     fn open_savepoint(&self, request: &SavepointRequest, checkpoint: u64) -> Result<CheckpointStore> {
         let target = request.target.trim_end_matches('/');
-        (self.config.open)(&format!("{target}/savepoint-{}-{checkpoint}", self.config.job))
+        let name = format!("savepoint-{}-{checkpoint}-{}", self.config.job, self.began);
+        (self.config.open)(&format!("{target}/{name}"))
     }
 
     /// Stores what finished sources left behind, then the manifest.
