@@ -167,6 +167,11 @@ impl PreparedSink for UpsertSink {
         }
     }
 
+    fn hides_until_published(&self) -> bool {
+        // Writing a row of a key again changes nothing.
+        self.shared.key.is_empty() && self.shared.options.isolation == Isolation::ReadCommitted
+    }
+
     fn is_exactly_once(&self) -> bool {
         !self.shared.key.is_empty() || self.shared.options.isolation == Isolation::ReadCommitted
     }

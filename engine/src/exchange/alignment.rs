@@ -39,13 +39,18 @@ impl Aligning {
     fn overtakes(&self) -> bool {
         self.in_flight.is_some()
     }
+
+    /// Whether a channel that has delivered it waits for the others.
+    fn holds_back(&self) -> bool {
+        self.barrier.alignment != Alignment::AtLeastOnce && !self.overtakes()
+    }
 }
 
 impl Alignments {
-    /// Notes that `channel` of `channels` has delivered a barrier. Whether the channel must wait.
-    pub(super) fn deliver(&mut self, barrier: Barrier, channel: usize, channels: usize, now: Duration) -> bool {
+    /// Notes that `channel` of `channels` has delivered a barrier.
+    pub(super) fn deliver(&mut self, barrier: Barrier, channel: usize, channels: usize, now: Duration) {
         if self.taken.is_some_and(|taken| barrier.id <= taken) {
-            return false;
+            return;
         }
         let known = self
             .under_way
@@ -63,9 +68,21 @@ impl Alignments {
             self.under_way.insert(at, aligning);
             at
         });
-        let aligning = &mut self.under_way[index];
-        aligning.delivered[channel] = true;
-        matches!(aligning.barrier.alignment, Alignment::Aligned { .. }) && !aligning.overtakes()
+        self.under_way[index].delivered[channel] = true;
+    }
+
+    /// Whether `channel` must wait: it has delivered a barrier that has not been taken. One that could overtake holds its
+    /// channels back, too, as long as an older one is under way: only the oldest overtakes.
+    pub(super) fn holds_back(&self, channel: usize) -> bool {
+        let mut under_way = self.under_way.iter();
+        under_way.any(|aligning| aligning.delivered[channel] && aligning.holds_back())
+    }
+
+    /// Whether a barrier older than this one is under way.
+    pub(super) fn has_older(&self, barrier: Barrier) -> bool {
+        self.under_way
+            .front()
+            .is_some_and(|oldest| oldest.barrier.id < barrier.id)
     }
 
     /// The oldest barrier, when all channels that are open have delivered it; it is taken.

@@ -353,6 +353,8 @@ impl State {
             }
             Element::Latency(marker) => return Ok(Some(GateEvent::Latency(marker))),
             Element::Barrier(barrier) => self.deliver(index, barrier),
+            // The end of the job may be told where a subtask has told its own.
+            Element::EndOfInput if channel.ended => {}
             Element::EndOfInput => {
                 channel.ended = true;
                 let port = channel.port;
@@ -400,7 +402,15 @@ impl State {
             barrier.alignment = Alignment::Aligned { timeout_ms: None };
         }
         let channels = self.channels.len();
-        self.channels[index].blocked = self.alignments.deliver(barrier, index, channels, self.now());
+        self.alignments.deliver(barrier, index, channels, self.now());
+        self.channels[index].blocked = self.alignments.holds_back(index);
+    }
+
+    /// Lets the channels go on that need not wait any more.
+    fn unblock(&mut self) {
+        for (index, channel) in self.channels.iter_mut().enumerate() {
+            channel.blocked = self.alignments.holds_back(index);
+        }
     }
 
     fn now(&self) -> Duration {
@@ -424,9 +434,7 @@ impl State {
     fn aligned_barrier(&mut self) -> Option<GateEvent> {
         let channels = &self.channels;
         let (barrier, in_flight) = self.alignments.complete(|channel| !channels[channel].ended)?;
-        for channel in &mut self.channels {
-            channel.blocked = false;
-        }
+        self.unblock();
         Some(match in_flight {
             None => GateEvent::Barrier(barrier),
             Some(rows) => GateEvent::InFlight(barrier, rows),
@@ -438,11 +446,10 @@ impl State {
         let barrier = self.alignments.overtake()?;
         let channels = self.channels.len();
         for index in 0..channels {
-            let channel = &mut self.channels[index];
-            channel.blocked = false;
             if self.alignments.is_delivered(index) {
                 continue;
             }
+            let channel = &mut self.channels[index];
             let is_barrier = |element: &Element| matches!(element, Element::Barrier(other) if other.id == barrier.id);
             let at = channel.queue.iter().position(is_barrier);
             let before = at.unwrap_or(channel.queue.len());
@@ -453,11 +460,18 @@ impl State {
             }
         }
         self.alignments.announce();
+        self.unblock();
         Some(GateEvent::Overtaking(barrier))
     }
 
-    /// A barrier comes past what waits in a channel.
+    /// A barrier comes past what waits in a channel; but it stays behind older barriers (a savepoint's, or that of a checkpoint
+    /// that was given up), whose rows are others.
     fn overtaken(&mut self, index: usize, barrier: Barrier) {
+        let waits = |element: &Element| matches!(element, Element::Barrier(_));
+        if self.alignments.has_older(barrier) || self.channels[index].queue.iter().any(waits) {
+            self.enqueue(index, Element::Barrier(barrier), 0);
+            return;
+        }
         let now = self.now();
         let channels = self.channels.len();
         // Once it is announced, what waits there has been kept already.

@@ -6,6 +6,8 @@
 //! merges the channels of all inputs of one subtask, keeps the minimum watermark and aligns barriers.
 
 mod alignment;
+#[cfg(test)]
+mod barrier_tests;
 mod blocking;
 mod cancel;
 mod input_gate;

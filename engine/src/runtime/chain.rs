@@ -84,6 +84,8 @@ impl Collector for Outputs {
 /// The operators of a subtask and where their output goes.
 pub(super) struct Chain {
     links: Vec<Link>,
+    /// The place of the first of them in the vertex: a source comes before. What collects a result comes after, and is none.
+    first: usize,
     pub(super) outputs: Outputs,
     /// Which operator is being called, for the message of a panic.
     active: Arc<AtomicUsize>,
@@ -94,7 +96,7 @@ pub(super) struct Chain {
 
 impl Chain {
     pub(super) fn new(
-        links: Vec<Link>,
+        (first, links): (usize, Vec<Link>),
         outputs: Outputs,
         active: Arc<AtomicUsize>,
         sink: Option<usize>,
@@ -102,6 +104,7 @@ impl Chain {
     ) -> Self {
         Self {
             links,
+            first,
             outputs,
             active,
             sink,
@@ -168,13 +171,11 @@ impl Chain {
         ids: &[Option<String>],
         frozen: &mut Frozen,
     ) -> Result<()> {
-        // A source is not among the links, but has an id.
-        let first = ids.len().saturating_sub(self.links.len());
         for index in 0..self.links.len() {
             let mut snapshot = Snapshot::new(request);
             let mut rest = self.rest(index);
             rest.call(|operator, context, out| operator.snapshot(&mut snapshot, context, out))?;
-            if let Some(id) = ids.get(first + index).and_then(Option::as_ref) {
+            if let Some(id) = ids.get(self.first + index).and_then(Option::as_ref) {
                 frozen.add(id, snapshot);
             }
         }
@@ -183,8 +184,7 @@ impl Chain {
 
     /// Hands the operators back what they kept.
     pub(super) fn restore(&mut self, states: &mut [Option<Restored>]) -> Result<()> {
-        let first = states.len().saturating_sub(self.links.len());
-        for (link, state) in self.links.iter_mut().zip(&mut states[first..]) {
+        for (link, state) in self.links.iter_mut().zip(states.iter_mut().skip(self.first)) {
             let Some(state) = state else { continue };
             let restored = link.operator.restore(state, &mut link.context);
             restored.map_err(|error| error.in_operator(&link.context.operator))?;

@@ -377,13 +377,11 @@ impl Deployment {
         }
         let outputs = self.outputs(id, vertex, subtask, transport)?;
         let active = Arc::new(AtomicUsize::new(0));
-        let sink = vertex
-            .chain
-            .iter()
-            .any(|operator| matches!(operator, OperatorSpec::Sink(_)))
-            .then_some(id);
+        let is_sink = |spec: &OperatorSpec| matches!(spec, OperatorSpec::Sink(_));
+        let sink = vertex.chain.iter().any(is_sink).then_some(id);
+        let first = usize::from(matches!(head, Head::Source(_)));
         let latencies = Arc::clone(&self.shared.metrics.latencies);
-        let chain = Chain::new(links, outputs, Arc::clone(&active), sink, latencies);
+        let chain = Chain::new((first, links), outputs, Arc::clone(&active), sink, latencies);
         let thread_name = format!("tw-{id}-{subtask}");
         Ok(Deployed {
             subtask: Subtask {

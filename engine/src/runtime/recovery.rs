@@ -165,7 +165,14 @@ pub(super) fn origins(
     let store = &checkpointing.store;
     let mut origins = Vec::new();
     let mut complaints = Vec::new();
-    for checkpoint in store.list()?.into_iter().rev() {
+    let begins_at = match &checkpointing.start {
+        StartFrom::State(state) => state.manifest.checkpoint,
+        StartFrom::Latest => 0,
+    };
+    // The job's own checkpoints count as far as they are of the time since it started from there. Older ones do not: what
+    // followed them is published.
+    let own = store.list()?.into_iter().rev();
+    for checkpoint in own.filter(|checkpoint| *checkpoint > begins_at) {
         match store.load(&format!("chk-{checkpoint}")) {
             Ok(manifest) => origins.push(Origin {
                 manifest,
@@ -194,19 +201,13 @@ pub(super) fn origins(
         check_going_back(complaint, sinks, store.url())?;
     }
     if let StartFrom::State(state) = &checkpointing.start {
-        // What the job itself has done since it started from there counts more; what it did before counts less.
-        let later = |origin: &Origin| {
-            origin.manifest.checkpoint > state.manifest.checkpoint || state.manifest.job != checkpointing.job
-        };
-        let at = origins.iter().take_while(|origin| later(origin)).count();
-        let origin = Origin {
+        origins.push(Origin {
             manifest: state.manifest.clone(),
             store: state.store.clone(),
             is_own: false,
             allow_dropped: state.allow_dropped,
             evolution: state.evolution.clone(),
-        };
-        origins.insert(at, origin);
+        });
     }
     Ok(origins)
 }

@@ -1,5 +1,5 @@
-mod results;
 mod restarts;
+mod results;
 mod sources;
 
 use std::collections::HashMap;

@@ -52,6 +52,8 @@ pub(in crate::runtime) struct Driver {
     savepoints: BTreeMap<u64, SavepointRequest>,
     draining: Option<SavepointRequest>,
     next_request: u64,
+    /// Tells this attempt's savepoints from those of others: after a failure their numbers may come again.
+    began: String,
     clock: Arc<dyn Clock>,
     cancel: CancelToken,
     stats: Arc<Mutex<CheckpointStats>>,
@@ -99,6 +101,7 @@ impl Driver {
             savepoints: BTreeMap::new(),
             draining: None,
             next_request: 0,
+            began: format!("{:x}", parts.clock.now_ms()),
             clock: parts.clock,
             cancel: parts.cancel,
             stats: parts.stats,
@@ -236,7 +239,7 @@ impl Driver {
                 stops,
                 is_final,
             } => {
-                if let Err(error) = self.complete(checkpoint, savepoint) {
+                if let Err(error) = self.complete(checkpoint, savepoint, stops) {
                     self.end(Ending::Failed(error));
                 } else if is_final {
                     self.drained();
@@ -303,7 +306,8 @@ impl Driver {
 
     fn open_savepoint(&self, request: &SavepointRequest, checkpoint: u64) -> Result<CheckpointStore> {
         let target = request.target.trim_end_matches('/');
-        (self.config.open)(&format!("{target}/savepoint-{}-{checkpoint}", self.config.job))
+        let name = format!("savepoint-{}-{checkpoint}-{}", self.config.job, self.began);
+        (self.config.open)(&format!("{target}/{name}"))
     }
 
     /// Stores what finished sources left behind, then the manifest.
@@ -366,17 +370,21 @@ impl Driver {
             is_full: parts.since.is_none(),
         });
         drop(stats);
-        self.last = Some(match savepoint {
-            None => manifest,
-            // What is published with it must not be written again: the job itself goes on from there, too.
-            Some(_) => {
+        let stops = |request: &u64| {
+            let asked = self.savepoints.get(request);
+            asked.is_some_and(|asked| asked.ending == SavepointEnding::Stop)
+        };
+        match savepoint {
+            None => self.last = Some(manifest),
+            // What is published with it must not be written again, so the job itself goes on from there, too.
+            Some(request) if stops(&request) => {
                 let folder = super::folder(checkpoint);
                 let mut own = store.copy_into(&manifest, &self.config.store, &folder)?;
                 own.kind = CheckpointKind::Checkpoint;
                 self.config.store.commit(&folder, &own)?;
-                own
             }
-        });
+            Some(_) => {}
+        }
         Ok(())
     }
 
@@ -404,9 +412,14 @@ impl Driver {
     }
 
     /// The checkpoint is complete: sinks publish, sources are told, what nobody needs any more is removed.
-    fn complete(&mut self, checkpoint: u64, savepoint: Option<u64>) -> Result<()> {
+    fn complete(&mut self, checkpoint: u64, savepoint: Option<u64>, stops: bool) -> Result<()> {
         self.parts.remove(&checkpoint);
         self.targets.set(checkpoint, None);
+        if savepoint.is_some() && !stops {
+            // After a failure the job goes back to its own last checkpoint, not to a savepoint: what was published with one would
+            // be there twice. The next checkpoint publishes it.
+            return self.hand_over(checkpoint, savepoint);
+        }
         fault::point("before-commit")?;
         let mut ready: BTreeMap<String, Vec<Committable>> = BTreeMap::new();
         self.committables.retain(|(of, operator, bytes)| {
@@ -423,14 +436,20 @@ impl Driver {
             source.complete(checkpoint);
         }
         fault::point("after-notify")?;
-        if let Some(request) = savepoint.and_then(|request| self.savepoints.remove(&request)) {
-            let path = self.open_savepoint(&request, checkpoint)?.url().to_string();
-            let _ = request.reply.send(Ok(path));
-        }
+        self.hand_over(checkpoint, savepoint)?;
         let kept = self.config.options.retained.max(1);
         let complete = self.config.store.list()?;
         let newest: Vec<u64> = complete.iter().rev().take(kept).copied().collect();
         self.config.store.retain(&newest)?;
+        Ok(())
+    }
+
+    /// Tells who asked for a savepoint where it is.
+    fn hand_over(&mut self, checkpoint: u64, savepoint: Option<u64>) -> Result<()> {
+        if let Some(request) = savepoint.and_then(|request| self.savepoints.remove(&request)) {
+            let path = self.open_savepoint(&request, checkpoint)?.url().to_string();
+            let _ = request.reply.send(Ok(path));
+        }
         Ok(())
     }
 

@@ -159,14 +159,14 @@ impl Lowering<'_> {
         Ok(flow)
     }
 
-    fn window_join(&mut self, sides: Sides, left: WindowColumns, right: WindowColumns) -> Result<Flow> {
+    fn window_join(&mut self, mut sides: Sides, left: WindowColumns, right: WindowColumns) -> Result<Flow> {
         let rest: Vec<(Physical, Physical)> = sides
             .keys
             .iter()
             .filter(|(l, _)| column_index(l) != Some(left.end))
             .cloned()
             .collect();
-        let (left_keys, right_keys): (Vec<_>, Vec<_>) = rest.into_iter().unzip();
+        let (left_keys, right_keys): (Vec<_>, Vec<_>) = rest.iter().cloned().unzip();
         let output = Arc::clone(&sides.output);
         let operator = OperatorSpec::WindowJoin(WindowJoinSpec {
             join_type: sides.join_type,
@@ -178,6 +178,10 @@ impl Lowering<'_> {
             schema: SchemaSpec(Arc::clone(&output)),
         });
         let keys = joined_keys(&sides);
+        if self.options.streaming.checkpointed {
+            // The operator's state belongs to the key groups of the keys that it knows, which are all but the window's end.
+            sides.keys = rest;
+        }
         let mut flow = self.meet(&sides, operator, output, true);
         flow.keys = keys;
         if matches!(
