@@ -237,12 +237,16 @@ fn killed_at_every_fault_point() {
     let mut random = StdRng::seed_from_u64(seed());
     let mut put_files = 0;
     let mut killed = Vec::new();
-    for point in fault::POINTS {
-        // The end of the job is its own case.
-        if *point == "before-end" {
-            continue;
-        }
-        let k = random.random_range(1..4);
+    // The end of the job is its own case below; an upload in several parts takes more state than this job has, and is killed in
+    // the tests of the store.
+    let elsewhere = ["before-end", "within-upload"];
+    for point in fault::POINTS.iter().filter(|point| !elsewhere.contains(point)) {
+        // A process goes on from a checkpoint once.
+        let k = if *point == "after-restore" {
+            1
+        } else {
+            random.random_range(1..4)
+        };
         let job = place.job(2, &[]);
         let mut running = job.start(Some(&format!("{point}:{k}")));
         let start = Instant::now();
@@ -263,7 +267,7 @@ fn killed_at_every_fault_point() {
     }
     let never: Vec<_> = fault::POINTS
         .iter()
-        .filter(|point| !killed.contains(point) && **point != "before-end")
+        .filter(|point| !killed.contains(point) && !elsewhere.contains(point))
         .collect();
     assert!(never.is_empty(), "these fault points were never reached: {never:?}");
     for number in put_files..10 {
