@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use arrow::array::{AsArray, RecordBatch, UInt32Array};
 use arrow::compute::{cast, concat_batches, take_record_batch};
 use arrow::datatypes::{DataType, Int64Type};
-use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
 
 use super::outputs::seed;
@@ -178,6 +178,25 @@ impl Place {
             &extra[..extra.len().min(5)]
         );
     }
+
+    /// Lets the job go on until everything is counted, completes what is open, and compares.
+    fn end(&self) {
+        let job = self.job(2);
+        let mut running = job.start(None);
+        let total: i64 = self.expected.values().sum();
+        let start = Instant::now();
+        // What counts too much is found below.
+        while self.counts("growing").values().sum::<i64>() < total {
+            assert!(running.is_alive(), "{}", running.log());
+            if start.elapsed() > PATIENCE {
+                self.compare("growing");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        job.drain(running, &self.folder.path().join("savepoints"));
+        self.compare("complete");
+        self.compare("growing");
+    }
 }
 
 /// The rows of a query as one batch.
@@ -233,26 +252,43 @@ fn count_under_kills(seed: u64, kills: usize, slices: usize) {
         is_over.store(true, Ordering::Relaxed);
         feeder.join().unwrap();
     });
-    let job = place.job(2);
-    let mut running = job.start(None);
-    let total: i64 = place.expected.values().sum();
-    let start = Instant::now();
-    // What counts too much is found below.
-    while place.counts("growing").values().sum::<i64>() < total {
-        assert!(running.is_alive(), "{}", running.log());
-        if start.elapsed() > PATIENCE {
-            place.compare("growing");
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    job.drain(running, &place.folder.path().join("savepoints"));
-    place.compare("complete");
-    place.compare("growing");
+    place.end();
 }
 
 #[test]
 fn every_window_is_counted_exactly() {
     count_under_kills(seed(), 6, 40);
+}
+
+/// The rows of a checkpoint go to Redis in one transaction when it is complete: killed before, between and after.
+#[test]
+fn every_window_is_counted_exactly_around_commits() {
+    const POINTS: &[&str] = &[
+        "after-snapshot",
+        "after-manifest",
+        "before-commit",
+        "after-commit",
+        "before-notify",
+        "after-restore",
+    ];
+    let Some(place) = Place::new(seed() + 1, 2 * POINTS.len()) else {
+        return;
+    };
+    let mut random = StdRng::seed_from_u64(seed());
+    for (number, point) in POINTS.iter().enumerate() {
+        let k = if *point == "after-restore" {
+            1
+        } else {
+            random.random_range(1..4)
+        };
+        let mut running = place.job(2).start(Some(&format!("{point}:{k}")));
+        place.feed(2 * number);
+        place.feed(2 * number + 1);
+        assert!(!running.ended().success());
+        let word = format!("aborting at '{point}'");
+        assert!(running.log().contains(&word), "{point}: {}", running.log());
+    }
+    place.end();
 }
 
 /// The long form: `cargo test --test recovery -- --ignored every_window_is_counted_exactly_after_many_kills`, with
