@@ -1,22 +1,17 @@
 //! Files to files: windows, sessions, joins, changelogs, top-n, OVER and deduplication in one job, which is killed at random
 //! instants, and at each fault point.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tempfile::TempDir;
-use thalweg::{RuntimeMode, Session, SessionConfig};
 use thalweg_engine::checkpoint::fault;
 
-use super::events::{FILE_ROWS, put};
-use super::process::{Job, PATIENCE, Running};
+use super::events::put;
+use super::place::{Place, Table, Tables};
 
 /// Output tables whose rows must be the same, one by one: name, columns, query.
-const APPENDED: &[(&str, &str, &str)] = &[
+const APPENDED: &[Table] = &[
     ("passed", "id BIGINT, k STRING, v BIGINT", "SELECT id, k, v FROM events"),
     (
         "tumbling",
@@ -57,7 +52,7 @@ const APPENDED: &[(&str, &str, &str)] = &[
 ];
 
 /// Output tables of updates, which are compared when they have been folded.
-const CHANGED: &[(&str, &str, &str)] = &[
+const CHANGED: &[Table] = &[
     (
         "totals",
         "k STRING, n BIGINT, total BIGINT, most BIGINT",
@@ -76,212 +71,22 @@ const CHANGED: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Folders of one run.
-struct Place {
-    folder: TempDir,
-    seed: u64,
-    files: usize,
-}
-
-impl Place {
-    fn new(seed: u64, files: usize) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("in")).unwrap();
-        Self { folder, seed, files }
-    }
-
-    fn input(&self) -> std::path::PathBuf {
-        self.folder.path().join("in")
-    }
-
-    fn events(&self, watched: bool) -> String {
-        let watched = if watched {
-            ", 'source.monitor-interval' = '10 ms'"
-        } else {
-            ""
-        };
-        format!(
-            "CREATE TABLE events (id BIGINT, k STRING, v BIGINT, ts TIMESTAMP(3), \
-             WATERMARK FOR ts AS ts - INTERVAL '1' SECOND) WITH ('connector' = 'filesystem', 'path' = '{}/', \
-             'format' = 'csv', 'csv.header' = 'false'{watched})",
-            self.input().display()
-        )
-    }
-
-    /// The job: settings, tables, one statement set.
-    fn job(&self, parallelism: usize, settings: &[(&str, &str)]) -> Job {
-        let path = self.folder.path();
-        let mut script = String::new();
-        let checkpoints = path.join("checkpoints");
-        let own = [
-            ("execution.runtime-mode", "streaming"),
-            ("execution.checkpointing.dir", checkpoints.to_str().unwrap()),
-            ("execution.checkpointing.interval", "40 ms"),
-            ("pipeline.name", "killed"),
-        ];
-        for (key, value) in own.iter().chain(settings) {
-            script += &format!("SET '{key}' = '{value}';\n");
-        }
-        script += &format!("{};\n", self.events(true));
-        let mut inserts = String::new();
-        for (name, columns, query) in APPENDED {
-            script += &sink(path, name, columns, "json");
-            inserts += &format!("INSERT INTO {name} {query};\n");
-        }
-        for (name, columns, query) in CHANGED {
-            script += &sink(path, name, columns, "debezium-json");
-            inserts += &format!("INSERT INTO {name} {query};\n");
-        }
-        script += &format!("EXECUTE STATEMENT SET BEGIN\n{inserts}END;\n");
-        let file = path.join("job.sql");
-        std::fs::write(&file, script).unwrap();
-        Job {
-            script: file,
-            name: "killed".into(),
-            checkpoints,
-            parallelism,
-        }
-    }
-
-    /// How many rows have passed through, as far as anybody sees.
-    fn passed(&self) -> usize {
-        lines(&self.folder.path().join("passed")).len()
-    }
-
-    fn wait_until_all_have_passed(&self, running: &mut Running) {
-        let start = Instant::now();
-        while self.passed() < self.files * FILE_ROWS {
-            assert!(running.is_alive(), "{}", running.log());
-            assert!(
-                start.elapsed() < PATIENCE,
-                "{} rows have passed: {}",
-                self.passed(),
-                running.log()
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// Compares what the job has written with what a batch query over the same files gives.
-    fn check(&self) {
-        let config = SessionConfig {
-            runtime_mode: RuntimeMode::Batch,
-            parallelism: 1,
-            ..SessionConfig::default()
-        };
-        let session = Session::new(config).unwrap();
-        session.execute(&self.events(false)).unwrap();
-        for (name, columns, query) in APPENDED {
-            let written = lines(&self.folder.path().join(name));
-            compare(
-                name,
-                &counted(written.iter().map(|line| row_of(line, columns))),
-                &rows(&session, query),
-            );
-        }
-        for (name, columns, query) in CHANGED {
-            let mut folded: BTreeMap<Vec<String>, i64> = BTreeMap::new();
-            for line in lines(&self.folder.path().join(name)) {
-                let change: serde_json::Value = serde_json::from_str(&line).unwrap();
-                for (side, sign) in [("before", -1), ("after", 1)] {
-                    if !change[side].is_null() {
-                        *folded.entry(row_of(&change[side].to_string(), columns)).or_default() += sign;
-                    }
-                }
-            }
-            folded.retain(|_, count| *count != 0);
-            compare(name, &folded, &rows(&session, query));
-        }
-    }
-}
-
-fn sink(path: &Path, name: &str, columns: &str, format: &str) -> String {
-    format!(
-        "CREATE TABLE {name} ({columns}) WITH ('connector' = 'filesystem', 'path' = '{}/', 'format' = '{format}');\n",
-        path.join(name).display()
-    )
-}
-
-/// The lines of all files of a folder that a reader of the folder would read.
-fn lines(folder: &Path) -> Vec<String> {
-    let mut lines = Vec::new();
-    for entry in std::fs::read_dir(folder).into_iter().flatten() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if name.starts_with(['.', '_']) || path.is_dir() {
-            continue;
-        }
-        let text = std::fs::read_to_string(&path).unwrap();
-        lines.extend(text.lines().map(str::to_string));
-    }
-    lines
-}
-
-/// The values of a line of JSON, in the order of the columns.
-fn row_of(line: &str, columns: &str) -> Vec<String> {
-    let object: serde_json::Value = serde_json::from_str(line).unwrap();
-    let names = columns.split(", ").map(|column| column.split(' ').next().unwrap());
-    names
-        .map(|name| match &object[name] {
-            serde_json::Value::Null => "NULL".to_string(),
-            serde_json::Value::String(text) => text.replace(' ', "T").trim_end_matches('Z').to_string(),
-            other => other.to_string(),
-        })
-        .collect()
-}
-
-fn counted(rows: impl Iterator<Item = Vec<String>>) -> BTreeMap<Vec<String>, i64> {
-    let mut counts = BTreeMap::new();
-    for row in rows {
-        *counts.entry(row).or_insert(0) += 1;
-    }
-    counts
-}
-
-fn rows(session: &Session, query: &str) -> BTreeMap<Vec<String>, i64> {
-    let options = FormatOptions::default().with_null("NULL");
-    let mut all = Vec::new();
-    for batch in session.sql(query).unwrap().collect().unwrap() {
-        let columns: Vec<_> = batch
-            .columns()
-            .iter()
-            .map(|column| ArrayFormatter::try_new(column.as_ref(), &options).unwrap())
-            .collect();
-        for row in 0..batch.num_rows() {
-            let text = |column: &ArrayFormatter<'_>| column.value(row).to_string().replace(' ', "T");
-            all.push(columns.iter().map(text).collect());
-        }
-    }
-    counted(all.into_iter())
-}
-
-#[track_caller]
-fn compare(name: &str, written: &BTreeMap<Vec<String>, i64>, expected: &BTreeMap<Vec<String>, i64>) {
-    assert!(!expected.is_empty(), "{name}: nothing is compared");
-    let differs = |(row, count): &(&Vec<String>, &i64)| written.get(*row) != Some(*count);
-    let lost: Vec<_> = expected.iter().filter(differs).take(5).collect();
-    let extra: Vec<_> = written
-        .iter()
-        .filter(|(row, count)| expected.get(*row) != Some(*count))
-        .take(5)
-        .collect();
-    assert!(
-        lost.is_empty() && extra.is_empty(),
-        "{name}: {} rows written, {} expected\nexpected, with counts: {lost:?}\nwritten, with counts: {extra:?}",
-        written.values().sum::<i64>(),
-        expected.values().sum::<i64>()
-    );
-}
+/// All of them.
+pub(crate) const TABLES: Tables = Tables {
+    appended: APPENDED,
+    changed: CHANGED,
+};
 
 /// Runs a job while files arrive and it is killed at random, until it has been killed so often.
-fn killed_at_random(
+pub(crate) fn killed_at_random(
+    tables: Tables,
     seed: u64,
     kills: usize,
     files: usize,
     parallelism: impl Fn(usize) -> usize,
     settings: &[(&str, &str)],
 ) {
-    let place = Place::new(seed, files);
+    let place = Place::new(seed, files, tables);
     let mut random = StdRng::seed_from_u64(seed);
     let mut killed = 0;
     let mut put_files = 0;
@@ -312,7 +117,7 @@ fn killed_at_random(
     place.check();
 }
 
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     std::env::var("THALWEG_SEED")
         .ok()
         .and_then(|text| text.parse().ok())
@@ -321,7 +126,7 @@ fn seed() -> u64 {
 
 #[test]
 fn undisturbed() {
-    let place = Place::new(seed(), 10);
+    let place = Place::new(seed(), 10, TABLES);
     let job = place.job(2, &[]);
     let mut running = job.start(None);
     for number in 0..10 {
@@ -334,30 +139,30 @@ fn undisturbed() {
 
 #[test]
 fn killed_aligned() {
-    killed_at_random(seed(), 8, 16, |_| 2, &[]);
+    killed_at_random(TABLES, seed(), 8, 16, |_| 2, &[]);
 }
 
 #[test]
 fn killed_unaligned_and_rescaled() {
     let unaligned = [("execution.checkpointing.unaligned.enabled", "true")];
-    killed_at_random(seed() + 1, 8, 16, |run| [1, 2, 3, 2][run % 4], &unaligned);
+    killed_at_random(TABLES, seed() + 1, 8, 16, |run| [1, 2, 3, 2][run % 4], &unaligned);
 }
 
 /// The long form: `cargo test --test recovery -- --ignored killed_often`, with `THALWEG_SEED` for other instants.
 #[test]
 #[ignore = "takes minutes"]
 fn killed_often() {
-    killed_at_random(seed(), 100, 120, |run| [2, 1, 3, 7, 2][run / 20 % 5], &[]);
+    killed_at_random(TABLES, seed(), 100, 120, |run| [2, 1, 3, 7, 2][run / 20 % 5], &[]);
     let timeout = [
         ("execution.checkpointing.unaligned.enabled", "true"),
         ("execution.checkpointing.aligned-checkpoint-timeout", "5 ms"),
     ];
-    killed_at_random(seed() + 1, 50, 60, |run| [2, 3, 1][run / 10 % 3], &timeout);
+    killed_at_random(TABLES, seed() + 1, 50, 60, |run| [2, 3, 1][run / 10 % 3], &timeout);
 }
 
 #[test]
 fn killed_at_every_fault_point() {
-    let place = Place::new(seed() + 2, 10);
+    let place = Place::new(seed() + 2, 10, TABLES);
     let mut random = StdRng::seed_from_u64(seed());
     let mut put_files = 0;
     let mut killed = Vec::new();
