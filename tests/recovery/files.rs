@@ -1,170 +1,92 @@
 //! Files to files: windows, sessions, joins, changelogs, top-n, OVER and deduplication in one job, which is killed at random
 //! instants, and at each fault point.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tempfile::TempDir;
-use thalweg::{RuntimeMode, Session, SessionConfig};
 use thalweg_engine::checkpoint::fault;
 
-use super::events::{FILE_ROWS, put};
-use super::outputs::{APPENDED, CHANGED, compare, counted, row_of, rows, seed};
-use super::process::{Job, PATIENCE, Running};
+use super::events::put;
+use super::place::{Place, Table, Tables};
 
-/// Folders of one run.
-struct Place {
-    folder: TempDir,
-    seed: u64,
-    files: usize,
-}
+/// Output tables whose rows must be the same, one by one: name, columns, query.
+const APPENDED: &[Table] = &[
+    ("passed", "id BIGINT, k STRING, v BIGINT", "SELECT id, k, v FROM events"),
+    (
+        "tumbling",
+        "ws TIMESTAMP(3), k STRING, n BIGINT, total BIGINT, least BIGINT, different BIGINT",
+        "SELECT window_start, k, COUNT(*), SUM(v), MIN(v), COUNT(DISTINCT v) \
+         FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '3' SECOND) GROUP BY window_start, window_end, k",
+    ),
+    (
+        "hopping",
+        "ws TIMESTAMP(3), n BIGINT, most BIGINT",
+        "SELECT window_start, COUNT(*), MAX(v) \
+         FROM HOP(TABLE events, DESCRIPTOR(ts), INTERVAL '1' SECOND, INTERVAL '4' SECOND) GROUP BY window_start, window_end",
+    ),
+    (
+        "sessions",
+        "ws TIMESTAMP(3), we TIMESTAMP(3), k STRING, n BIGINT, total BIGINT",
+        "SELECT window_start, window_end, k, COUNT(*), SUM(v) \
+         FROM SESSION(TABLE events PARTITION BY k, DESCRIPTOR(ts), INTERVAL '2' SECOND) GROUP BY window_start, window_end, k",
+    ),
+    (
+        "intervals",
+        "a BIGINT, b BIGINT",
+        "SELECT a.id, b.id FROM events a LEFT JOIN events b ON a.k = b.k AND a.v = -b.v \
+         AND b.ts BETWEEN a.ts - INTERVAL '5' SECOND AND a.ts + INTERVAL '5' SECOND",
+    ),
+    (
+        "running",
+        "id BIGINT, k STRING, total BIGINT",
+        "SELECT id, k, SUM(v) OVER (PARTITION BY k ORDER BY ts ROWS BETWEEN 3 PRECEDING AND CURRENT ROW) FROM events",
+    ),
+    (
+        "firsts",
+        "ws TIMESTAMP(3), k STRING, v BIGINT, place BIGINT",
+        "SELECT window_start, k, v, CAST(place AS BIGINT) FROM (SELECT window_start, window_end, k, v, ROW_NUMBER() OVER \
+         (PARTITION BY window_start, window_end, k ORDER BY v DESC, id) AS place \
+         FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '10' SECOND)) WHERE place <= 2",
+    ),
+];
 
-impl Place {
-    fn new(seed: u64, files: usize) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("in")).unwrap();
-        Self { folder, seed, files }
-    }
+/// Output tables of updates, which are compared when they have been folded.
+const CHANGED: &[Table] = &[
+    (
+        "totals",
+        "k STRING, n BIGINT, total BIGINT, most BIGINT",
+        "SELECT k, COUNT(*), SUM(v), MAX(v) FROM events GROUP BY k",
+    ),
+    (
+        "pairs",
+        "a BIGINT, b BIGINT",
+        "SELECT a.id, b.n FROM events a JOIN (SELECT v, COUNT(*) AS n FROM events WHERE v > 990 GROUP BY v) b ON a.v = b.v",
+    ),
+    (
+        "top",
+        "k STRING, id BIGINT, v BIGINT",
+        "SELECT k, id, v FROM (SELECT k, id, v, ROW_NUMBER() OVER (PARTITION BY k ORDER BY v DESC, id) AS place FROM events) \
+         WHERE place <= 3",
+    ),
+];
 
-    fn input(&self) -> std::path::PathBuf {
-        self.folder.path().join("in")
-    }
-
-    fn events(&self, watched: bool) -> String {
-        let watched = if watched {
-            ", 'source.monitor-interval' = '10 ms'"
-        } else {
-            ""
-        };
-        format!(
-            "CREATE TABLE events (id BIGINT, k STRING, v BIGINT, ts TIMESTAMP(3), \
-             WATERMARK FOR ts AS ts - INTERVAL '1' SECOND) WITH ('connector' = 'filesystem', 'path' = '{}/', \
-             'format' = 'csv', 'csv.header' = 'false'{watched})",
-            self.input().display()
-        )
-    }
-
-    /// The job: settings, tables, one statement set.
-    fn job(&self, parallelism: usize, settings: &[(&str, &str)]) -> Job {
-        let path = self.folder.path();
-        let mut script = String::new();
-        let checkpoints = path.join("checkpoints");
-        let own = [
-            ("execution.runtime-mode", "streaming"),
-            ("execution.checkpointing.dir", checkpoints.to_str().unwrap()),
-            ("execution.checkpointing.interval", "40 ms"),
-            ("pipeline.name", "killed"),
-        ];
-        for (key, value) in own.iter().chain(settings) {
-            script += &format!("SET '{key}' = '{value}';\n");
-        }
-        script += &format!("{};\n", self.events(true));
-        let mut inserts = String::new();
-        for (name, columns, query) in APPENDED {
-            script += &sink(path, name, columns, "json");
-            inserts += &format!("INSERT INTO {name} {query};\n");
-        }
-        for (name, columns, query) in CHANGED {
-            script += &sink(path, name, columns, "debezium-json");
-            inserts += &format!("INSERT INTO {name} {query};\n");
-        }
-        script += &format!("EXECUTE STATEMENT SET BEGIN\n{inserts}END;\n");
-        let file = path.join("job.sql");
-        std::fs::write(&file, script).unwrap();
-        Job {
-            script: file,
-            name: "killed".into(),
-            checkpoints,
-            parallelism,
-        }
-    }
-
-    /// How many rows have passed through, as far as anybody sees.
-    fn passed(&self) -> usize {
-        lines(&self.folder.path().join("passed")).len()
-    }
-
-    fn wait_until_all_have_passed(&self, running: &mut Running) {
-        let start = Instant::now();
-        while self.passed() < self.files * FILE_ROWS {
-            assert!(running.is_alive(), "{}", running.log());
-            assert!(
-                start.elapsed() < PATIENCE,
-                "{} rows have passed: {}",
-                self.passed(),
-                running.log()
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// Compares what the job has written with what a batch query over the same files gives.
-    fn check(&self) {
-        let config = SessionConfig {
-            runtime_mode: RuntimeMode::Batch,
-            parallelism: 1,
-            ..SessionConfig::default()
-        };
-        let session = Session::new(config).unwrap();
-        session.execute(&self.events(false)).unwrap();
-        for (name, columns, query) in APPENDED {
-            let written = lines(&self.folder.path().join(name));
-            compare(
-                name,
-                &counted(written.iter().map(|line| row_of(line, columns))),
-                &rows(&session, query),
-            );
-        }
-        for (name, columns, query) in CHANGED {
-            let mut folded: BTreeMap<Vec<String>, i64> = BTreeMap::new();
-            for line in lines(&self.folder.path().join(name)) {
-                let change: serde_json::Value = serde_json::from_str(&line).unwrap();
-                for (side, sign) in [("before", -1), ("after", 1)] {
-                    if !change[side].is_null() {
-                        *folded.entry(row_of(&change[side].to_string(), columns)).or_default() += sign;
-                    }
-                }
-            }
-            folded.retain(|_, count| *count != 0);
-            compare(name, &folded, &rows(&session, query));
-        }
-    }
-}
-
-fn sink(path: &Path, name: &str, columns: &str, format: &str) -> String {
-    format!(
-        "CREATE TABLE {name} ({columns}) WITH ('connector' = 'filesystem', 'path' = '{}/', 'format' = '{format}');\n",
-        path.join(name).display()
-    )
-}
-
-/// The lines of all files of a folder that a reader of the folder would read.
-fn lines(folder: &Path) -> Vec<String> {
-    let mut lines = Vec::new();
-    for entry in std::fs::read_dir(folder).into_iter().flatten() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if name.starts_with(['.', '_']) || path.is_dir() {
-            continue;
-        }
-        let text = std::fs::read_to_string(&path).unwrap();
-        lines.extend(text.lines().map(str::to_string));
-    }
-    lines
-}
+/// All of them.
+pub(crate) const TABLES: Tables = Tables {
+    appended: APPENDED,
+    changed: CHANGED,
+};
 
 /// Runs a job while files arrive and it is killed at random, until it has been killed so often.
-fn killed_at_random(
+pub(crate) fn killed_at_random(
+    tables: Tables,
     seed: u64,
     kills: usize,
     files: usize,
     parallelism: impl Fn(usize) -> usize,
     settings: &[(&str, &str)],
 ) {
-    let place = Place::new(seed, files);
+    let place = Place::new(seed, files, tables);
     let mut random = StdRng::seed_from_u64(seed);
     let mut killed = 0;
     let mut put_files = 0;
@@ -195,9 +117,16 @@ fn killed_at_random(
     place.check();
 }
 
+pub(crate) fn seed() -> u64 {
+    std::env::var("THALWEG_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(7)
+}
+
 #[test]
 fn undisturbed() {
-    let place = Place::new(seed(), 10);
+    let place = Place::new(seed(), 10, TABLES);
     let job = place.job(2, &[]);
     let mut running = job.start(None);
     for number in 0..10 {
@@ -210,30 +139,30 @@ fn undisturbed() {
 
 #[test]
 fn killed_aligned() {
-    killed_at_random(seed(), 8, 16, |_| 2, &[]);
+    killed_at_random(TABLES, seed(), 8, 16, |_| 2, &[]);
 }
 
 #[test]
 fn killed_unaligned_and_rescaled() {
     let unaligned = [("execution.checkpointing.unaligned.enabled", "true")];
-    killed_at_random(seed() + 1, 8, 16, |run| [1, 2, 3, 2][run % 4], &unaligned);
+    killed_at_random(TABLES, seed() + 1, 8, 16, |run| [1, 2, 3, 2][run % 4], &unaligned);
 }
 
 /// The long form: `cargo test --test recovery -- --ignored killed_often`, with `THALWEG_SEED` for other instants.
 #[test]
 #[ignore = "takes minutes"]
 fn killed_often() {
-    killed_at_random(seed(), 100, 120, |run| [2, 1, 3, 7, 2][run / 20 % 5], &[]);
+    killed_at_random(TABLES, seed(), 100, 120, |run| [2, 1, 3, 7, 2][run / 20 % 5], &[]);
     let timeout = [
         ("execution.checkpointing.unaligned.enabled", "true"),
         ("execution.checkpointing.aligned-checkpoint-timeout", "5 ms"),
     ];
-    killed_at_random(seed() + 1, 50, 60, |run| [2, 3, 1][run / 10 % 3], &timeout);
+    killed_at_random(TABLES, seed() + 1, 50, 60, |run| [2, 3, 1][run / 10 % 3], &timeout);
 }
 
 #[test]
 fn killed_at_every_fault_point() {
-    let place = Place::new(seed() + 2, 10);
+    let place = Place::new(seed() + 2, 10, TABLES);
     let mut random = StdRng::seed_from_u64(seed());
     let mut put_files = 0;
     let mut killed = Vec::new();

@@ -1,4 +1,4 @@
-//! Jobs that are killed and go on: what they write is what an undisturbed run writes.
+//! Jobs that are killed, stopped and changed go on: what they write is what an undisturbed run writes.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(
@@ -7,11 +7,15 @@
 )]
 
 mod counter;
+mod damage;
 mod events;
 mod files;
 mod kafka;
 mod outputs;
+mod place;
 mod process;
+mod rescale;
+mod savepoints;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../services/mod.rs"]
 mod services;

@@ -85,11 +85,28 @@ impl Job {
             .unwrap()
     }
 
-    /// Completes what is open and waits for the end.
-    pub(crate) fn drain(&self, mut running: Running, target: &Path) -> String {
+    /// Completes what is open and waits for the end; the savepoint's path.
+    pub(crate) fn drain(&self, running: Running, target: &Path) -> String {
+        self.end(running, target, &["stop", "--drain"])
+    }
+
+    /// Takes a savepoint, says nothing more and waits for the end; the savepoint's path.
+    pub(crate) fn stop(&self, running: Running, target: &Path) -> String {
+        self.end(running, target, &["stop"])
+    }
+
+    fn end(&self, mut running: Running, target: &Path, request: &[&str]) -> String {
+        let savepoint = self.savepoint(&mut running, target, request);
+        assert!(running.ended().success(), "{}", running.log());
+        savepoint
+    }
+
+    /// Takes a savepoint as soon as the job takes requests; its path.
+    pub(crate) fn savepoint(&self, running: &mut Running, target: &Path, request: &[&str]) -> String {
+        let target = ["--target", target.to_str().unwrap()];
         let start = Instant::now();
         let asked = loop {
-            let asked = self.ask(&["stop", "--drain", "--target", target.to_str().unwrap()]);
+            let asked = self.ask(&[request, &target].concat());
             // It may not have come so far yet as to take requests.
             if asked.status.success() || !running.is_alive() || start.elapsed() > PATIENCE {
                 break asked;
@@ -98,7 +115,6 @@ impl Job {
         };
         let text = String::from_utf8_lossy(&asked.stderr).into_owned();
         assert!(asked.status.success(), "{text}\n{}", running.log());
-        assert!(running.ended().success(), "{}", running.log());
         String::from_utf8(asked.stdout).unwrap().trim().to_string()
     }
 }

@@ -264,6 +264,7 @@ fn start(
                 tracing::warn!(checkpoint = origin.manifest.checkpoint, %error, "a checkpoint cannot be restored, an older one is tried");
                 passed.push(error.to_string());
                 drop(subtasks);
+                deployment.again(plan.inlets.clone());
             }
         }
     };

@@ -132,6 +132,12 @@ impl Deployment {
         }
     }
 
+    /// What has been made is dropped, it is to be made once more.
+    pub(super) fn again(&mut self, results: Vec<Inlet>) {
+        self.results = results;
+        self.shared_runs.clear();
+    }
+
     /// Makes the subtasks of `stage`.
     ///
     /// # Errors

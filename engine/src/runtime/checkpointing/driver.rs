@@ -264,7 +264,8 @@ impl Driver {
                 None
             }
             Decision::Fail { reason } => {
-                self.end(Ending::Failed(EngineError::Plan(reason)));
+                // Nothing is wrong with the program: the restart strategy decides.
+                self.end(Ending::Failed(EngineError::BadInput(reason)));
                 None
             }
         }
