@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use datafusion::datasource::object_store::ObjectStoreUrl;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use thalweg_engine::EngineError;
 use thalweg_engine::checkpoint::{CheckpointStore, Compression};
@@ -35,6 +36,15 @@ struct JobLock {
     /// The lock goes with it.
     _file: File,
     requests: PathBuf,
+    /// Held while a request is answered.
+    answering: Arc<Mutex<()>>,
+}
+
+impl Drop for JobLock {
+    fn drop(&mut self) {
+        // Whoever has stopped the job waits for the answer; the process may end right after this.
+        let _answered = self.answering.lock();
+    }
 }
 
 /// A request to a running job.
@@ -89,7 +99,9 @@ impl Session {
             open: self.store_opener(&config),
             job: job.clone(),
         });
-        let requests = lock.as_ref().map(|lock| lock.requests.clone());
+        let requests = lock
+            .as_ref()
+            .map(|lock| (lock.requests.clone(), Arc::clone(&lock.answering)));
         let lock = lock.map(Arc::new);
         let alive = lock.as_ref().map(Arc::downgrade);
         environment.keep = lock.map(|lock| lock as _);
@@ -196,7 +208,11 @@ impl Session {
         for entry in fs::read_dir(&requests).map_err(io(&requests))?.flatten() {
             let _ = fs::remove_file(entry.path());
         }
-        Ok(Some(JobLock { _file: file, requests }))
+        Ok(Some(JobLock {
+            _file: file,
+            requests,
+            answering: Arc::default(),
+        }))
     }
 }
 
@@ -246,13 +262,18 @@ fn name_of(graph: &JobGraph) -> String {
 )]
 fn answer_requests(
     alive: Weak<JobLock>,
-    requests: PathBuf,
+    (requests, answering): (PathBuf, Arc<Mutex<()>>),
     control: JobControl,
     cancel: CancelToken,
     savepoints: Option<String>,
 ) -> Result<()> {
     let serve = move || {
-        while alive.upgrade().is_some() {
+        loop {
+            let held = answering.lock();
+            // Looked at while it is held: a job that ends waits for what is being answered.
+            if alive.strong_count() == 0 {
+                return;
+            }
             let files = fs::read_dir(&requests)
                 .into_iter()
                 .flatten()
@@ -268,6 +289,7 @@ fn answer_requests(
                 }
                 let _ = fs::remove_file(&path);
             }
+            drop(held);
             std::thread::sleep(REQUESTS_EVERY);
         }
     };
