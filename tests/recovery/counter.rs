@@ -291,10 +291,9 @@ fn every_window_is_counted_exactly_around_commits() {
     place.end();
 }
 
-/// The long form: `cargo test --test recovery -- --ignored every_window_is_counted_exactly_after_many_kills`, with
-/// `THALWEG_SEED` for other instants.
+/// The long form: `cargo test --test recovery -- --ignored counted`, with `THALWEG_SEED` for other instants.
 #[test]
 #[ignore = "takes minutes"]
-fn every_window_is_counted_exactly_after_many_kills() {
+fn every_window_is_counted_exactly_when_killed_often() {
     count_under_kills(seed(), 100, 400);
 }

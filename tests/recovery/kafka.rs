@@ -244,6 +244,12 @@ fn killed_between_topics() {
     killed_at_random(seed(), 6, 30, |run| [2, 2, 3, 1][run % 4], &[]);
 }
 
+#[test]
+fn killed_unaligned_between_topics() {
+    let unaligned = [("execution.checkpointing.unaligned.enabled", "true")];
+    killed_at_random(seed() + 3, 4, 20, |run| [3, 2, 1, 2][run % 4], &unaligned);
+}
+
 /// The long form: `cargo test --test recovery -- --ignored killed_often_between_topics`, with `THALWEG_SEED` for other
 /// instants and `THALWEG_KILLS` for more of them.
 #[test]

@@ -3,11 +3,14 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int64Type};
 use thalweg::{RuntimeMode, Session, SessionConfig};
+
+use super::process::PATIENCE;
 
 /// A record that is committed.
 #[derive(Debug)]
@@ -52,6 +55,13 @@ impl Topics {
              'key.fields' = 'k', 'value.fields-include' = 'EXCEPT_KEY', 'scan.startup.mode' = 'earliest-offset', \
              'scan.bounded.mode' = 'latest-offset')"
         ));
+        // The broker hears of it a little later than its controller does.
+        let start = Instant::now();
+        while let Err(error) = self.count(name) {
+            let is_unknown = error.to_string().contains("there is no topic");
+            assert!(is_unknown && start.elapsed() < PATIENCE, "{error}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The options that name a topic.
@@ -75,10 +85,14 @@ impl Topics {
 
     /// How many records are committed.
     pub(crate) fn committed(&self, name: &str) -> usize {
+        self.count(name).unwrap()
+    }
+
+    fn count(&self, name: &str) -> thalweg::Result<usize> {
         let query = format!("SELECT COUNT(*) FROM {name}_raw");
-        let batches = self.session.sql(&query).unwrap().collect().unwrap();
+        let batches = self.session.sql(&query)?.collect()?;
         let count = batches[0].column(0).as_primitive::<Int64Type>().value(0);
-        usize::try_from(count).unwrap()
+        Ok(usize::try_from(count).unwrap())
     }
 
     /// The committed records, in the order of their offsets.
