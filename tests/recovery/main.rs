@@ -9,3 +9,4 @@ mod place;
 mod process;
 mod rescale;
 mod savepoints;
+mod streams;
