@@ -19,4 +19,5 @@ mod savepoints;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../services/mod.rs"]
 mod services;
+mod streams;
 mod topics;

@@ -328,6 +328,14 @@ fn a_column_is_renamed() {
         query: [LAST; 2],
     };
     evolution.goes_on(31, &[("execution.state-recovery.renamed-columns", "k:name, id:number")]);
+    // Not told of, a key would be lost.
+    let place = place(34);
+    let second = evolution.stopped(&place, &[]);
+    let said = refused(&second, &place.folder.path().join("out"));
+    assert!(
+        said.contains("key column 'key_name'") && said.contains("renamed-columns"),
+        "{said}"
+    );
 }
 
 #[test]

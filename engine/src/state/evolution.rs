@@ -9,11 +9,23 @@ use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
 
 use crate::data::{Batch, EngineError, Result};
 
+/// What the name of a key column begins with, before the name of the column that is the key.
+pub(crate) const KEY_PREFIX: &str = "key_";
+
 /// What the user has said about state whose program has changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Evolution {
     /// New names of columns, by old name.
     pub renamed: BTreeMap<String, String>,
+}
+
+impl Evolution {
+    /// What a stored column is called now; where an operator keeps a column as a key, it is called after it.
+    fn name_now(&self, name: &str) -> String {
+        let of_key = || Some((KEY_PREFIX, self.renamed.get(name.strip_prefix(KEY_PREFIX)?)?));
+        let renamed = self.renamed.get(name).map(|name| ("", name)).or_else(of_key);
+        renamed.map_or_else(|| name.to_string(), |(prefix, name)| format!("{prefix}{name}"))
+    }
 }
 
 /// Where each column of a declared schema comes from.
@@ -42,7 +54,7 @@ pub fn evolve(
              keep the column as it was, or start without that state"
         )))
     };
-    let name_now = |name: &String| evolution.renamed.get(name).unwrap_or(name).clone();
+    let name_now = |name: &String| evolution.name_now(name);
     let stored: Vec<String> = from.fields().iter().map(|field| name_now(field.name())).collect();
     let mut sources = Vec::with_capacity(to.fields().len());
     for field in to.fields() {
@@ -77,6 +89,12 @@ pub fn evolve(
 }
 
 impl Mapping {
+    /// The first of these declared columns that is not stored.
+    pub(super) fn missing(&self, mut columns: impl Iterator<Item = usize>) -> Option<&str> {
+        let missing = columns.find(|column| self.sources.get(*column).is_some_and(Option::is_none))?;
+        Some(self.schema.field(missing).name())
+    }
+
     /// Rows of the declared schema.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ use datafusion::physical_expr::expressions::Column;
 
 use crate::data::{Batch, Result, hash_rows, key_group};
 
+pub(crate) use evolution::KEY_PREFIX;
 pub use evolution::{Evolution, evolve};
 pub use restored::{Restored, RestoredRows, Run};
 pub use snapshot::{Frozen, FrozenTable, Snapshot, SnapshotRequest};

@@ -8,6 +8,7 @@ use arrow::array::BooleanArray;
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::SchemaRef;
 use arrow::row::{RowConverter, SortField};
+use datafusion::physical_expr::utils::collect_columns;
 
 use super::{Evolution, Frozen, Scope, TableSpec, evolve, key_groups, key_groups_of};
 use crate::data::{Batch, EngineError, Result};
@@ -85,8 +86,15 @@ impl Restored {
                     self.operator, spec.name, run.version, self.checkpoint, spec.version
                 )));
             }
-            evolve(&run.schema, &spec.schema, &self.evolution, (&self.operator, &spec.name))?;
-            self.check_key(&run.schema, spec)?;
+            let mapping = evolve(&run.schema, &spec.schema, &self.evolution, (&self.operator, &spec.name))?;
+            // Rows without their key would all be of one.
+            if let Some(column) = mapping.missing(key_columns(spec)) {
+                return Err(EngineError::Plan(format!(
+                    "the state of operator '{}' does not fit: key column '{column}' of table '{}' is not in checkpoint {}; tell its old \
+                     name with SET 'execution.state-recovery.renamed-columns' = 'old:new', or start without that state",
+                    self.operator, spec.name, self.checkpoint
+                )));
+            }
         }
         let keys = match runs.len() > 1 && spec.unique > 0 {
             true => {
@@ -110,28 +118,20 @@ impl Restored {
         })
     }
 
-    /// A key that the stored rows do not have cannot be made up: all of them would be one.
-    fn check_key(&self, stored: &SchemaRef, spec: &TableSpec) -> Result<()> {
-        let name_now = |name: &String| self.evolution.renamed.get(name).unwrap_or(name).clone();
-        let known: Vec<String> = stored.fields().iter().map(|field| name_now(field.name())).collect();
-        let key = spec.schema.fields().iter().take(spec.unique);
-        match key.into_iter().find(|field| !known.contains(field.name())) {
-            None => Ok(()),
-            Some(field) => Err(EngineError::Plan(format!(
-                "the state of operator '{}' does not fit: table '{}' of checkpoint {} has no key column '{}'; if it was renamed, \
-                 SET 'execution.state-recovery.renamed-columns' = 'old:new', else start without that state",
-                self.operator,
-                spec.name,
-                self.checkpoint,
-                field.name()
-            ))),
-        }
-    }
-
     /// Tables that nobody has taken: state that the operator no longer declares.
     pub fn left(&self) -> impl Iterator<Item = &str> {
         self.tables.keys().map(String::as_str)
     }
+}
+
+/// The columns that tell rows apart and where they belong.
+fn key_columns(spec: &TableSpec) -> impl Iterator<Item = usize> {
+    let keys: &[_] = match &spec.scope {
+        Scope::Keyed(keys) => keys,
+        _ => &[],
+    };
+    let of_keys = keys.iter().flat_map(collect_columns);
+    (0..spec.unique).chain(of_keys.map(|column| column.index()))
 }
 
 /// The rows of a restored table, batch by batch.

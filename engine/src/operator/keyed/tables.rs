@@ -12,7 +12,7 @@ use super::{Cut, KeyIndex, RowStore};
 use crate::data::{Batch, Result};
 use crate::operator::Context;
 use crate::operator::aggregate::plain_type;
-use crate::state::{Restored, Snapshot, TableSpec, distinct_names};
+use crate::state::{KEY_PREFIX, Restored, Snapshot, TableSpec, distinct_names};
 
 /// When a key was accessed, in operators that forget keys.
 const ACCESSED: &str = "$accessed";
@@ -29,7 +29,7 @@ pub(in crate::operator) fn plain_field(field: &Field) -> Field {
 pub(in crate::operator) fn key_fields(keys: &[Arc<dyn PhysicalExpr>], input: &Schema) -> Result<Vec<Field>> {
     let field = |(at, key): (usize, &Arc<dyn PhysicalExpr>)| {
         let name = match key.downcast_ref::<Column>() {
-            Some(column) => format!("key_{}", column.name()),
+            Some(column) => format!("{KEY_PREFIX}{}", column.name()),
             None => format!("key_expression_{}", at + 1),
         };
         Ok(plain_field(&Field::new(name, key.data_type(input)?, true)))
