@@ -236,7 +236,9 @@ fn an_operator_that_fails_now_and_then() {
     let job = start(&session, |call| [2, 4, 9, 13].contains(&call));
     let metrics = job.metrics();
     job.wait().unwrap();
-    assert_eq!(metrics.checkpoints().restarts, 4);
+    // Two subtasks may fail at once.
+    let restarts = metrics.checkpoints().restarts;
+    assert!((2..=4).contains(&restarts), "{restarts}");
     compare(
         "passed",
         &place.appended("passed", COLUMNS),

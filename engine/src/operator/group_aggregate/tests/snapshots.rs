@@ -239,7 +239,7 @@ fn state_of_another_aggregation_is_refused() {
     assert!(insertions.contains("table 'groups' has version"), "{insertions}");
     refused(Case::new(&["k", "s"], counts(), true));
     let renamed = refused(Case::new(&["v"], counts(), true));
-    assert!(renamed.contains("a key twice"), "{renamed}");
+    assert!(renamed.contains("key column 'key_v'"), "{renamed}");
 }
 
 #[test]
