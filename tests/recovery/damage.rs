@@ -97,7 +97,10 @@ fn flip(path: &Path) {
 }
 
 /// What is done to a checkpoint.
-const DAMAGES: &[(&str, fn(&Path))] = &[
+/// What is done to a file, and its name.
+type Damage = (&'static str, fn(&Path));
+
+const DAMAGES: &[Damage] = &[
     ("a manifest cut off", |checkpoint| {
         truncate(&checkpoint.join("MANIFEST"))
     }),
