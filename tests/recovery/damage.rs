@@ -96,10 +96,10 @@ fn flip(path: &Path) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// What is done to a checkpoint.
-/// What is done to a file, and its name.
+/// What is done to a checkpoint, and its name.
 type Damage = (&'static str, fn(&Path));
 
+/// Each of them.
 const DAMAGES: &[Damage] = &[
     ("a manifest cut off", |checkpoint| {
         truncate(&checkpoint.join("MANIFEST"))
