@@ -14,8 +14,8 @@ use thalweg_engine::runtime::SavepointEnding;
 use url::Url;
 
 use super::events::put;
-use super::files::seed;
-use super::place::{Place, Tables, compare, rows, sink};
+use super::outputs::{compare, rows, seed};
+use super::place::{Place, Tables, sink};
 use super::process::{Job, PATIENCE};
 
 const NONE: Tables = Tables {

@@ -8,68 +8,8 @@ use rand::{Rng, SeedableRng};
 use thalweg_engine::checkpoint::fault;
 
 use super::events::put;
-use super::place::{Place, Table, Tables};
-
-/// Output tables whose rows must be the same, one by one: name, columns, query.
-const APPENDED: &[Table] = &[
-    ("passed", "id BIGINT, k STRING, v BIGINT", "SELECT id, k, v FROM events"),
-    (
-        "tumbling",
-        "ws TIMESTAMP(3), k STRING, n BIGINT, total BIGINT, least BIGINT, different BIGINT",
-        "SELECT window_start, k, COUNT(*), SUM(v), MIN(v), COUNT(DISTINCT v) \
-         FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '3' SECOND) GROUP BY window_start, window_end, k",
-    ),
-    (
-        "hopping",
-        "ws TIMESTAMP(3), n BIGINT, most BIGINT",
-        "SELECT window_start, COUNT(*), MAX(v) \
-         FROM HOP(TABLE events, DESCRIPTOR(ts), INTERVAL '1' SECOND, INTERVAL '4' SECOND) GROUP BY window_start, window_end",
-    ),
-    (
-        "sessions",
-        "ws TIMESTAMP(3), we TIMESTAMP(3), k STRING, n BIGINT, total BIGINT",
-        "SELECT window_start, window_end, k, COUNT(*), SUM(v) \
-         FROM SESSION(TABLE events PARTITION BY k, DESCRIPTOR(ts), INTERVAL '2' SECOND) GROUP BY window_start, window_end, k",
-    ),
-    (
-        "intervals",
-        "a BIGINT, b BIGINT",
-        "SELECT a.id, b.id FROM events a LEFT JOIN events b ON a.k = b.k AND a.v = -b.v \
-         AND b.ts BETWEEN a.ts - INTERVAL '5' SECOND AND a.ts + INTERVAL '5' SECOND",
-    ),
-    (
-        "running",
-        "id BIGINT, k STRING, total BIGINT",
-        "SELECT id, k, SUM(v) OVER (PARTITION BY k ORDER BY ts ROWS BETWEEN 3 PRECEDING AND CURRENT ROW) FROM events",
-    ),
-    (
-        "firsts",
-        "ws TIMESTAMP(3), k STRING, v BIGINT, place BIGINT",
-        "SELECT window_start, k, v, CAST(place AS BIGINT) FROM (SELECT window_start, window_end, k, v, ROW_NUMBER() OVER \
-         (PARTITION BY window_start, window_end, k ORDER BY v DESC, id) AS place \
-         FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '10' SECOND)) WHERE place <= 2",
-    ),
-];
-
-/// Output tables of updates, which are compared when they have been folded.
-const CHANGED: &[Table] = &[
-    (
-        "totals",
-        "k STRING, n BIGINT, total BIGINT, most BIGINT",
-        "SELECT k, COUNT(*), SUM(v), MAX(v) FROM events GROUP BY k",
-    ),
-    (
-        "pairs",
-        "a BIGINT, b BIGINT",
-        "SELECT a.id, b.n FROM events a JOIN (SELECT v, COUNT(*) AS n FROM events WHERE v > 990 GROUP BY v) b ON a.v = b.v",
-    ),
-    (
-        "top",
-        "k STRING, id BIGINT, v BIGINT",
-        "SELECT k, id, v FROM (SELECT k, id, v, ROW_NUMBER() OVER (PARTITION BY k ORDER BY v DESC, id) AS place FROM events) \
-         WHERE place <= 3",
-    ),
-];
+use super::outputs::{APPENDED, CHANGED, seed};
+use super::place::{Place, Tables};
 
 /// All of them.
 pub(crate) const TABLES: Tables = Tables {
@@ -115,13 +55,6 @@ pub(crate) fn killed_at_random(
     place.wait_until_all_have_passed(&mut running);
     job.drain(running, &place.folder.path().join("savepoints"));
     place.check();
-}
-
-pub(crate) fn seed() -> u64 {
-    std::env::var("THALWEG_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(7)
 }
 
 #[test]

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use tempfile::TempDir;
 use thalweg::{RuntimeMode, Session, SessionConfig};
 
 use super::events::FILE_ROWS;
+use super::outputs::{compare, counted, row_of, rows};
 use super::process::{Job, PATIENCE, Running};
 
 /// Rows as text, with counts.
@@ -215,60 +215,4 @@ fn lines(folder: &Path) -> Vec<String> {
         lines.extend(text.lines().map(str::to_string));
     }
     lines
-}
-
-/// The values of a line of JSON, in the order of the columns.
-fn row_of(line: &str, columns: &str) -> Vec<String> {
-    let object: serde_json::Value = serde_json::from_str(line).unwrap();
-    let names = columns.split(", ").map(|column| column.split(' ').next().unwrap());
-    names
-        .map(|name| match &object[name] {
-            serde_json::Value::Null => "NULL".to_string(),
-            serde_json::Value::String(text) => text.replace(' ', "T").trim_end_matches('Z').to_string(),
-            other => other.to_string(),
-        })
-        .collect()
-}
-
-fn counted(rows: impl Iterator<Item = Vec<String>>) -> Rows {
-    let mut counts = BTreeMap::new();
-    for row in rows {
-        *counts.entry(row).or_insert(0) += 1;
-    }
-    counts
-}
-
-pub(crate) fn rows(session: &Session, query: &str) -> Rows {
-    let options = FormatOptions::default().with_null("NULL");
-    let mut all = Vec::new();
-    for batch in session.sql(query).unwrap().collect().unwrap() {
-        let columns: Vec<_> = batch
-            .columns()
-            .iter()
-            .map(|column| ArrayFormatter::try_new(column.as_ref(), &options).unwrap())
-            .collect();
-        for row in 0..batch.num_rows() {
-            let text = |column: &ArrayFormatter<'_>| column.value(row).to_string().replace(' ', "T");
-            all.push(columns.iter().map(text).collect());
-        }
-    }
-    counted(all.into_iter())
-}
-
-#[track_caller]
-pub(crate) fn compare(name: &str, written: &Rows, expected: &Rows) {
-    assert!(!expected.is_empty(), "{name}: nothing is compared");
-    let differs = |(row, count): &(&Vec<String>, &i64)| written.get(*row) != Some(*count);
-    let lost: Vec<_> = expected.iter().filter(differs).take(5).collect();
-    let extra: Vec<_> = written
-        .iter()
-        .filter(|(row, count)| expected.get(*row) != Some(*count))
-        .take(5)
-        .collect();
-    assert!(
-        lost.is_empty() && extra.is_empty(),
-        "{name}: {} rows written, {} expected\nexpected, with counts: {lost:?}\nwritten, with counts: {extra:?}",
-        written.values().sum::<i64>(),
-        expected.values().sum::<i64>()
-    );
 }

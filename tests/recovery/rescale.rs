@@ -2,7 +2,8 @@
 //! keeps state and is not in `files`.
 
 use super::events::put;
-use super::files::{self, killed_at_random, seed};
+use super::files::{self, killed_at_random};
+use super::outputs::seed;
 use super::place::{Place, Table, Tables, VERSION_AT};
 
 const APPENDED: &[Table] = &[

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::events::put;
-use super::files::seed;
-use super::place::{Place, Rows, Tables, compare, rows, sink};
+use super::outputs::{compare, rows, seed};
+use super::place::{Place, Rows, Tables, sink};
 use super::process::{Job, PATIENCE, Running};
 
 const NONE: Tables = Tables {

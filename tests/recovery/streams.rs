@@ -17,8 +17,8 @@ use thalweg::stream::{
 use thalweg::{Session, SessionConfig};
 
 use super::events::{FILE_ROWS, put};
-use super::files::seed;
-use super::place::{Place, Rows, Tables, compare, sink};
+use super::outputs::{compare, seed};
+use super::place::{Place, Rows, Tables, sink};
 use super::process::PATIENCE;
 
 const FILES: usize = 5;
